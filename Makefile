@@ -1,0 +1,75 @@
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+VENV ?= .venv
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+STUBS := client/hibug2/v1
+
+.PHONY: help
+help: ## Lists the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(VENV)/.installed: pyproject.toml client/pyproject.toml constraints.txt
+	python3 -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ./client -e '.[dev]'
+	touch $@
+
+.PHONY: setup
+setup: $(VENV)/.installed ## Makes .venv with everything but torch
+
+.PHONY: demo
+demo: setup ## Finds, explains and repairs the error slices of a real model on real images
+	$(PY) -m deploy.local.demo
+
+.PHONY: test
+test: setup ## Runs all tests
+	$(PY) -m pytest
+
+.PHONY: lint
+lint: setup ## ruff, import walls, buf lint and breaking, generated code, Dockerfile
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/buf lint proto
+	$(BIN)/buf format proto --diff --exit-code
+	deploy/tools/breaking.sh $(BIN)/buf
+	$(MAKE) --no-print-directory proto STUBS=.tools/stubs/hibug2/v1
+	diff -r -x __pycache__ -x __init__.py .tools/stubs/hibug2/v1 client/hibug2/v1
+	$(BIN)/hadolint deploy/images/Dockerfile
+
+.PHONY: types
+types: setup ## mypy, strict
+	$(BIN)/mypy
+
+.PHONY: format
+format: setup ## Formats code and contract
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/buf format proto -w
+
+.PHONY: proto
+proto: setup ## Generates the stubs from proto/
+	mkdir -p $(STUBS) && rm -f $(STUBS)/*_pb2*
+	PATH="$(BIN):$$PATH" $(PY) -m grpc_tools.protoc -I proto \
+	  --python_out=$(STUBS)/../.. --grpc_python_out=$(STUBS)/../.. \
+	  --mypy_out=quiet:$(STUBS)/../.. --mypy_grpc_out=quiet:$(STUBS)/../.. \
+	  proto/hibug2/v1/*.proto
+
+.PHONY: lock
+lock: ## Writes constraints.txt from a fresh environment
+	rm -rf .tools/lock && python3 -m venv .tools/lock
+	.tools/lock/bin/pip install --quiet --disable-pip-version-check -e ./client -e '.[dev]'
+	.tools/lock/bin/pip freeze --exclude-editable | grep -v '^-e' > constraints.txt
+
+.PHONY: bench
+bench: setup ## Measures the enumeration against its rivals; writes docs/results.md
+	$(PY) -m tests.load.bench_enumeration
+
+.PHONY: up
+up: setup ## Starts the local stack in the background; returns when it is healthy
+	$(PY) -m deploy.local up
+
+.PHONY: down
+down: setup ## Stops the local stack
+	$(PY) -m deploy.local down

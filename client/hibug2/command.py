@@ -1,0 +1,566 @@
+"""The `hibug2` command: thin over the Python client. Imports stay inside the verbs, so that --help is quick."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from hibug2.errors import HiBug2Error, RunStopped, UserError
+
+if TYPE_CHECKING:
+    from hibug2.client import Client
+    from hibug2.v1.run_pb2 import Run
+
+FAILED, BAD_INPUT, UNREACHABLE, INTERRUPTED = 1, 2, 3, 130
+_EXIT_CODES = {
+    "INVALID_ARGUMENT": BAD_INPUT,
+    "NOT_FOUND": BAD_INPUT,
+    "ALREADY_EXISTS": BAD_INPUT,
+    "FAILED_PRECONDITION": BAD_INPUT,
+    "OUT_OF_RANGE": BAD_INPUT,
+    "PERMISSION_DENIED": BAD_INPUT,
+    "UNAUTHENTICATED": BAD_INPUT,
+    "RESOURCE_EXHAUSTED": BAD_INPUT,
+    "UNAVAILABLE": UNREACHABLE,
+    "DEADLINE_EXCEEDED": UNREACHABLE,
+}
+_HELP = """Finds, explains and repairs the error slices of a vision model.
+
+RUN is the id of a run, or `latest`. Each verb takes --address, --json and --debug.
+"""
+_EPILOG = (
+    "Exit codes: 0 well; 1 the run failed, or found what a gate forbids; 2 wrong usage or input; "
+    "3 the server cannot be reached; 130 interrupted. "
+    "Settings: HIBUG2_ADDRESS (localhost:50051), HIBUG2_TOKEN."
+)
+_SHOWN = 20
+# The width of tables in a pipe or file.
+_PLAIN_WIDTH = 120
+
+app = typer.Typer(
+    help=_HELP, epilog=_EPILOG, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+dataset_app = typer.Typer(help="Datasets: which images, and which objects in them.", no_args_is_help=True)
+scores_app = typer.Typer(help="Scores of models.", no_args_is_help=True)
+schema_app = typer.Typer(help="Attributes and tags of a dataset.", no_args_is_help=True)
+app.add_typer(dataset_app, name="dataset")
+app.add_typer(scores_app, name="scores")
+app.add_typer(schema_app, name="schema")
+
+
+class TaskName(StrEnum):
+    classification = "classification"
+    detection = "detection"
+    pose = "pose"
+
+
+class MetricName(StrEnum):
+    accuracy = "accuracy"
+    iou = "iou"
+    oks = "oks"
+    custom = "custom"
+
+
+class PickMethod(StrEnum):
+    lowest_mean = "lowest_mean"
+    random = "random"
+
+
+@dataclass(frozen=True)
+class Session:
+    """What every verb shares: where to call, and how to answer."""
+
+    address: str | None = None
+    json: bool = False
+    debug: bool = False
+
+    @property
+    def out(self) -> Console:
+        console = Console(highlight=False)
+        return console if console.is_terminal else Console(highlight=False, width=_PLAIN_WIDTH)
+
+    @property
+    def err(self) -> Console:
+        return Console(stderr=True, highlight=False)
+
+    def client(self) -> Client:
+        from hibug2.client import Client
+
+        return Client(self.address)
+
+    def document(self, value: Any) -> None:
+        """Write the one JSON document of this call to stdout."""
+        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+AddressOption = Annotated[
+    str | None, typer.Option("--address", metavar="HOST:PORT", help="The gateway.", show_default="HIBUG2_ADDRESS")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Answer with one JSON document on stdout.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Id of a run, or latest.")]
+DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET")]
+SchemaArgument = Annotated[str, typer.Argument(metavar="[SCHEMA]", help="Id of a schema.")]
+LimitOption = Annotated[
+    int | None,
+    typer.Option("--limit", min=1, help="Most rows.", show_default=f"{_SHOWN}; all with --json"),
+]
+DetachOption = Annotated[bool, typer.Option("--detach", help="Do not wait for the end.")]
+
+
+@app.callback()
+def main(
+    ctx: typer.Context, address: AddressOption = None, as_json: JsonOption = False, debug: DebugOption = False
+) -> None:
+    ctx.obj = Session(address, as_json, debug)
+
+
+def verb(group: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a verb whose first parameter is the Session: adds the common options and turns errors into exits."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+        common = [
+            inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
+            inspect.Parameter("address", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=AddressOption),
+            inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=JsonOption),
+            inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=DebugOption),
+        ]
+
+        @functools.wraps(function)
+        def call(*, ctx: typer.Context, address: str | None, as_json: bool, debug: bool, **given: Any) -> None:
+            base: Session = ctx.obj
+            session = replace(
+                base, address=address or base.address, json=as_json or base.json, debug=debug or base.debug
+            )
+            # gRPC's own log lines would stand between ours.
+            os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+            try:
+                function(session, **given)
+            except HiBug2Error as error:
+                _explain(error, session)
+                raise typer.Exit(FAILED if isinstance(error, RunStopped) else _exit_code(error)) from None
+            except KeyboardInterrupt:
+                raise typer.Exit(INTERRUPTED) from None
+
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + common
+        del call.__wrapped__
+        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {p.name: p.annotation for p in parameters}
+        group.command(name)(call)
+        return function
+
+    return register
+
+
+def _exit_code(error: HiBug2Error) -> int:
+    return _EXIT_CODES.get(error.code, FAILED)
+
+
+def _explain(error: HiBug2Error, session: Session) -> None:
+    """One message on stderr: what was wrong, in which field, what to do."""
+    err = session.err
+    if session.debug:
+        err.print(Text("".join(traceback.format_exception(error))), soft_wrap=True)
+    err.print(Text.assemble(("error: ", "bold red"), error.message), soft_wrap=True)
+    for violation in error.violations:
+        if violation.field not in error.message or violation.description not in error.message:
+            err.print(Text(f"  {violation.field}: {violation.description}"), soft_wrap=True)
+    if error.request_id and _exit_code(error) == FAILED:
+        err.print(Text(f"  request {error.request_id}", "dim"), soft_wrap=True)
+
+
+@verb(dataset_app, "create")
+def dataset_create(
+    session: Session,
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    images: Annotated[
+        Path, typer.Option("--images", metavar="FOLDER|MANIFEST", help="<class>/x.png, or a CSV/Parquet manifest.")
+    ],
+    task: Annotated[TaskName, typer.Option("--task")] = TaskName.classification,
+) -> None:
+    """Creates a dataset from a folder of images or a manifest.
+
+    A folder holds <class>/x.png, or <split>/<class>/x.png with splits train, validation, pool, test. A manifest
+    has the columns uri, label, split, id, and optionally left, top, width, height of a box; others are kept.
+    """
+    from hibug2 import messages, show
+
+    if not images.exists():
+        raise UserError("--images", f"there is no folder or file '{images}'")
+    with session.client() as client:
+        dataset = client.create_dataset(name, images, task.value)
+    if session.json:
+        session.document(messages.as_json(dataset))
+    else:
+        show.datasets([dataset], session.out)
+
+
+@verb(dataset_app, "list")
+def dataset_list(session: Session) -> None:
+    """Lists the datasets."""
+    from hibug2 import messages, show
+
+    with session.client() as client:
+        found = client.datasets()
+    if session.json:
+        session.document({"datasets": [messages.as_json(d) for d in found]})
+    else:
+        show.datasets(found, session.out)
+
+
+@verb(dataset_app, "show")
+def dataset_show(session: Session, dataset: DatasetArgument) -> None:
+    """Shows a dataset and the models that have scores."""
+    from hibug2 import messages, show
+
+    with session.client() as client:
+        found, models = client.dataset(dataset), client.models(dataset)
+    if session.json:
+        session.document({**messages.as_json(found), "models": [messages.as_json(m) for m in models]})
+        return
+    show.datasets([found], session.out)
+    for model in models:
+        line = f"model {model.name.rpartition('/')[2]}: {model.scored_count:,} scored, mean {model.mean_score:.3f}"
+        session.out.print(Text(line))
+
+
+@verb(dataset_app, "delete")
+def dataset_delete(session: Session, dataset: DatasetArgument) -> None:
+    """Deletes a dataset and everything made from it; the images stay."""
+    with session.client() as client:
+        client.delete_dataset(dataset)
+    if session.json:
+        session.document({"deleted": dataset})
+    else:
+        session.out.print(Text(f"deleted {dataset}"))
+
+
+@verb(scores_app, "add")
+def scores_add(
+    session: Session,
+    dataset: DatasetArgument,
+    model: Annotated[str, typer.Argument(metavar="MODEL")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="CSV or Parquet.")],
+    metric: Annotated[MetricName | None, typer.Option("--metric", help="What the score is.")] = None,
+) -> None:
+    """Sets the scores of a model from a file with id and score, or id and predicted (label)."""
+    from hibug2 import messages
+
+    with session.client() as client:
+        added = client.add_scores(dataset, model, file, metric.value if metric else None)
+    if session.json:
+        session.document(messages.as_json(added))
+    else:
+        session.out.print(Text(f"{added.name}: {added.scored_count:,} scored, mean {added.mean_score:.3f}"))
+
+
+@verb(app, "run")
+def run(
+    session: Session,
+    dataset: DatasetArgument,
+    model: Annotated[str, typer.Option("--model", metavar="MODEL")],
+    depth: Annotated[int, typer.Option("--depth", help="Most pairs of a slice.")] = 3,
+    min_count: Annotated[int, typer.Option("--min-count", help="Fewest instances of a slice.")] = 10,
+    margin: Annotated[float, typer.Option("--margin", help="How far below the overall mean.")] = 0.2,
+    schema: Annotated[
+        Path | None, typer.Option("--schema", metavar="FILE", help="Attributes and tags to use (JSON or YAML).")
+    ] = None,
+    budget: Annotated[
+        int | None, typer.Option("--budget", help="Most pool instances to pick.", show_default="500")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    detach: DetachOption = False,
+) -> None:
+    """Runs the whole pipeline for a model and shows its worst slices."""
+    with session.client() as client:
+        started = client.run(
+            dataset,
+            model,
+            depth=depth,
+            min_count=min_count,
+            margin=margin,
+            schema=schema,
+            budget=budget,
+            seed=seed,
+            wait=False,
+        )
+        _follow(session, client, started, detach)
+
+
+@verb(app, "watch")
+def watch(session: Session, run: RunArgument) -> None:
+    """Follows a run to its end."""
+    with session.client() as client:
+        _follow(session, client, client.get_run(run))
+
+
+@verb(app, "resume")
+def resume(session: Session, run: RunArgument, detach: DetachOption = False) -> None:
+    """Goes on with a run that failed, was cancelled or lost its gateway; done steps are kept."""
+    with session.client() as client:
+        _follow(session, client, client.resume(run), detach)
+
+
+def _follow(session: Session, client: Client, started: Run, detach: bool = False) -> None:
+    from hibug2 import messages, progress, show
+    from hibug2.v1 import types_pb2
+
+    if detach:
+        if session.json:
+            session.document(messages.as_json(started))
+        else:
+            session.out.print(Text(started.name))
+        return
+    session.err.print(Text(f"{started.name}  {started.dataset} {started.model.rpartition('/')[2]}"), soft_wrap=True)
+    try:
+        ended = progress.follow(client.watch(started), session.err) or started
+    except KeyboardInterrupt:
+        name = started.name.removeprefix("runs/")
+        session.err.print(Text(f"The run goes on: hibug2 watch {name} follows it, hibug2 cancel {name} stops it."))
+        raise
+    if session.json:
+        session.document(messages.as_json(ended))
+    if ended.job.state != types_pb2.JOB_STATE_SUCCEEDED:
+        raise RunStopped(ended)
+    if session.json:
+        return
+    show.summary(ended, session.out)
+    found = messages.rows(client.slices(ended, limit=_SHOWN // 2))
+    show.slices(found, session.out, more=ended.summary.error_slice_count > len(found))
+    name = ended.name.removeprefix("runs/")
+    session.err.print(Text(f"next: hibug2 slices|predict|repair|report {name}", "dim"))
+
+
+@verb(app, "runs")
+def runs(
+    session: Session,
+    dataset: Annotated[str | None, typer.Option("--dataset", help="Only of this dataset.")] = None,
+) -> None:
+    """Lists the runs, the newest first."""
+    from hibug2 import messages, show
+
+    with session.client() as client:
+        found = client.runs(dataset)
+    if session.json:
+        session.document({"runs": [messages.as_json(r) for r in found]})
+    else:
+        show.runs(found, session.out)
+
+
+@verb(app, "cancel")
+def cancel(session: Session, run: RunArgument) -> None:
+    """Stops a run; done steps are kept."""
+    from hibug2 import messages, show
+
+    with session.client() as client:
+        cancelled = client.cancel(run)
+    if session.json:
+        session.document(messages.as_json(cancelled))
+    else:
+        show.runs([cancelled], session.out)
+
+
+@verb(app, "slices")
+def slices(
+    session: Session,
+    run: RunArgument,
+    filter_: Annotated[str | None, typer.Option("--filter", help='For instance: count >= 20 AND tag = "dark"')] = None,
+    order_by: Annotated[str | None, typer.Option("--order-by", help='For instance: "error_share desc"')] = None,
+    limit: LimitOption = None,
+) -> None:
+    """Shows the error slices of a run, the worst first."""
+    from hibug2 import messages, show
+
+    with session.client() as client:
+        found = client.get_run(run)
+        if session.json:
+            rows = messages.rows(client.slices(found, filter=filter_, order_by=order_by, limit=limit))
+        else:
+            # One more than is shown tells whether there are more.
+            most = limit or _SHOWN
+            rows = messages.rows(client.slices(found, filter=filter_, order_by=order_by, limit=most + 1))
+    if session.json:
+        session.document({"run": found.name, "overall_mean": found.summary.overall_mean, "slices": rows})
+        return
+    session.out.print(Text(f"{found.name}: overall mean {found.summary.overall_mean:.3f}"))
+    show.slices(rows[:most], session.out, more=len(rows) > most)
+
+
+@verb(app, "predict")
+def predict(session: Session, run: RunArgument, limit: LimitOption = None) -> None:
+    """Shows slices thought to be bad that the validation data does not show."""
+    from hibug2 import messages, show
+
+    with session.client() as client:
+        found = client.get_run(run)
+        rows = messages.rows(client.predicted(found))
+    if session.json:
+        session.document({"run": found.name, "predicted_slices": rows[:limit]})
+    else:
+        shown = rows[: limit or _SHOWN]
+        show.predicted(shown, session.out, more=len(rows) > len(shown))
+
+
+@verb(app, "repair")
+def repair(
+    session: Session,
+    run: RunArgument,
+    method: Annotated[
+        PickMethod, typer.Option("--method", help="The picks by slice, or the random draw beside them.")
+    ] = PickMethod.lowest_mean,
+    limit: LimitOption = None,
+) -> None:
+    """Shows which pool images to train on next, and which slices asked for them."""
+    from hibug2 import messages, show
+
+    with session.client() as client:
+        found = client.get_run(run)
+        rows = messages.rows(client.picks(found, method.value))
+    if session.json:
+        session.document({"run": found.name, "method": method.value, "picks": rows[:limit]})
+    else:
+        show.picks(rows, session.out, limit=limit or _SHOWN)
+
+
+@verb(app, "report")
+def report(
+    session: Session,
+    run: RunArgument,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Where to.", show_default="hibug2-RUN.html")
+    ] = None,
+) -> None:
+    """Writes the report of a run, one HTML file."""
+    with session.client() as client:
+        found = client.get_run(run)
+        html = client.report(found)
+    target = out or Path(f"hibug2-{found.name.rpartition('/')[2]}.html")
+    with written(target) as part:
+        part.write_bytes(html)
+    if session.json:
+        session.document({"run": found.name, "report": str(target.absolute()), "bytes": len(html)})
+    else:
+        session.out.print(Text(str(target.absolute())), soft_wrap=True)
+
+
+@verb(app, "enumerate")
+def enumerate_table(
+    session: Session,
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help="CSV or Parquet.")],
+    scores: Annotated[str, typer.Option("--scores", metavar="COL[,COL…]", help="The columns that hold scores.")],
+    out: Annotated[Path, typer.Option("--out", metavar="SLICES.parquet")],
+    depth: Annotated[int, typer.Option("--depth", help="Most pairs of a slice.")] = 3,
+    min_count: Annotated[int, typer.Option("--min-count", help="Fewest rows of a slice.")] = 10,
+) -> None:
+    """Writes every slice of any table: a column that is no score is an attribute, a value a tag, empty unknown.
+
+    Needs no dataset. Without a gateway, a server is started for the call where the platform is installed.
+    """
+    import pyarrow.parquet
+
+    from hibug2 import messages
+    from hibug2.client import Client
+    from hibug2.embedded import enumeration_address
+
+    columns = [name.strip() for name in scores.split(",") if name.strip()]
+    if not columns:
+        raise UserError("--scores", "names no column")
+    found = 0
+    with (
+        written(out) as part,
+        pyarrow.parquet.ParquetWriter(part, messages.enumeration_schema(columns)) as writer,
+        enumeration_address(session.address) as address,
+        Client(address) as client,
+    ):
+        for batch in client.enumerate_batches(table, columns, depth, min_count):
+            writer.write_batch(batch)
+            found += batch.num_rows
+    if session.json:
+        session.document({"slice_count": found, "out": str(out.absolute())})
+    else:
+        session.out.print(Text(f"{found:,} slices in {out}"), soft_wrap=True)
+
+
+@verb(schema_app, "show")
+def schema_show(session: Session, dataset: DatasetArgument, schema: SchemaArgument = "current") -> None:
+    """Shows the attributes and tags of a dataset."""
+    from hibug2 import messages, show
+
+    with session.client() as client:
+        found = client.schema(dataset, schema)
+    if session.json:
+        session.document({"name": found.name, **messages.schema_to_json(found)})
+    else:
+        show.schema(found, session.out)
+
+
+@verb(schema_app, "import")
+def schema_import(
+    session: Session,
+    dataset: DatasetArgument,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON, or YAML where PyYAML is installed.")],
+) -> None:
+    """Stores a schema; the dataset's runs use it from now on."""
+    from hibug2 import messages, show
+
+    with session.client() as client:
+        stored = client.import_schema(dataset, file)
+    if session.json:
+        session.document({"name": stored.name, **messages.schema_to_json(stored)})
+    else:
+        show.schema(stored, session.out)
+
+
+@verb(schema_app, "export")
+def schema_export(
+    session: Session,
+    dataset: DatasetArgument,
+    schema: SchemaArgument = "current",
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", show_default="stdout")] = None,
+) -> None:
+    """Writes a schema as JSON, as `schema import` reads it."""
+    from hibug2 import messages
+
+    with session.client() as client:
+        found = client.schema(dataset, schema)
+    if out is None:
+        session.document(messages.schema_to_json(found))
+        return
+    with written(out) as part:
+        part.write_text(json.dumps(messages.schema_to_json(found), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    if session.json:
+        session.document({"name": found.name, "out": str(out.absolute())})
+    else:
+        session.out.print(Text(f"{found.name} in {out}"), soft_wrap=True)
+
+
+@contextmanager
+def written(target: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `target` when the block ends well and is removed when it does not."""
+    if not target.absolute().parent.is_dir():
+        raise UserError("--out", f"there is no folder '{target.parent}'")
+    if target.is_dir():
+        raise UserError("--out", f"'{target}' is a folder; name a file")
+    part = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        yield part
+        part.replace(target)
+    except OSError as error:
+        raise UserError("--out", f"'{target}' cannot be written: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,263 @@
+"""Messages of the contract as plain JSON and as Arrow tables, and schemas from JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+from google.protobuf import json_format, struct_pb2
+from google.protobuf.descriptor import EnumDescriptor
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from hibug2.errors import UserError
+from hibug2.v1 import prediction_pb2, repair_pb2, slice_pb2, types_pb2
+
+_PAIR = pa.struct([("attribute", pa.string()), ("tag", pa.string())])
+TAGS = pa.list_(_PAIR)
+SLICES = pa.schema(
+    [
+        ("rank", pa.int64()),
+        ("tags", TAGS),
+        ("count", pa.int64()),
+        ("scored_count", pa.int64()),
+        ("mean", pa.float64()),
+        ("drop", pa.float64()),
+        ("parent_drop", pa.float64()),
+        ("error_share", pa.float64()),
+        ("interval_low", pa.float64()),
+        ("interval_high", pa.float64()),
+    ]
+)
+PREDICTED = pa.schema(
+    [
+        ("rank", pa.int64()),
+        ("tags", TAGS),
+        ("score", pa.float64()),
+        ("method", pa.string()),
+        ("origin_ranks", pa.list_(pa.int64())),
+        ("replaced", _PAIR),
+        ("similarity", pa.float64()),
+    ]
+)
+PICKS = pa.schema(
+    [
+        ("instance_id", pa.string()),
+        ("image_uri", pa.string()),
+        ("slice_rank", pa.int64()),
+        ("slice_mean", pa.float64()),
+    ]
+)
+_SCORE_FIELDS = SLICES.names[3:]
+
+
+# JSON
+
+
+def word(kind: EnumDescriptor, number: int) -> str:
+    """`succeeded` for JOB_STATE_SUCCEEDED; empty for the unspecified value."""
+    name = kind.values_by_number[number].name if number in kind.values_by_number else str(number)
+    return str(name).removeprefix(_prefix(kind)).lower() if number else ""
+
+
+def number(kind: EnumDescriptor, text: str, field: str) -> int:
+    """The value of `kind` that `word` calls `text`; UserError when there is none."""
+    prefix = _prefix(kind)
+    values = {v.name.removeprefix(prefix).lower(): v.number for v in kind.values if v.number}
+    if text not in values:
+        raise UserError(field, f"'{text}' is not one of {', '.join(values)}")
+    return int(values[text])
+
+
+def _prefix(kind: EnumDescriptor) -> str:
+    return str(kind.values_by_number[0].name).removesuffix("UNSPECIFIED")
+
+
+def as_json(message: Message) -> dict[str, Any]:
+    """`message` as plain values: numbers stay numbers, enums are words, times RFC 3339, durations seconds."""
+    return {field.name: _field_json(message, field) for field in message.DESCRIPTOR.fields}
+
+
+def _field_json(message: Message, field: Any) -> Any:
+    value = getattr(message, field.name)
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        return dict(value)
+    if field.is_repeated:
+        return [_value_json(item, field) for item in value]
+    if field.has_presence and not message.HasField(field.name):
+        return None
+    return _value_json(value, field)
+
+
+def _value_json(value: Any, field: Any) -> Any:
+    if isinstance(value, Timestamp):
+        return value.ToJsonString()
+    if isinstance(value, Duration):
+        return value.seconds + value.nanos / 1e9
+    if isinstance(value, struct_pb2.Struct):
+        return json_format.MessageToDict(value)
+    if isinstance(value, Message):
+        return as_json(value)
+    if field.enum_type is not None:
+        return word(field.enum_type, value)
+    return plain(value)
+
+
+def plain(value: Any) -> Any:
+    """`value` with every NaN and infinity, which JSON cannot say, as None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return value
+
+
+def rows(table: pa.Table) -> list[dict[str, Any]]:
+    """The rows of a table as plain JSON."""
+    return [plain(row) for row in table.to_pylist()]
+
+
+# Arrow
+
+
+def _pair(pair: types_pb2.AttributeTag) -> dict[str, str]:
+    return {"attribute": pair.attribute, "tag": pair.tag}
+
+
+def slices_batch(slices: Iterable[slice_pb2.Slice]) -> pa.RecordBatch:
+    """Slices as a batch of SLICES; what a slice of an enumeration lacks is null."""
+    return pa.RecordBatch.from_pylist(
+        [
+            {
+                "rank": s.rank or None,
+                "tags": [_pair(p) for p in s.tags],
+                "count": s.instance_count,
+                **({name: getattr(s.score, name) for name in _SCORE_FIELDS} if s.HasField("score") else {}),
+            }
+            for s in slices
+        ],
+        schema=SLICES,
+    )
+
+
+def predicted_batch(predicted: Iterable[prediction_pb2.PredictedSlice]) -> pa.RecordBatch:
+    """Predicted slices as a batch of PREDICTED."""
+    method = prediction_pb2.PredictionMethod.DESCRIPTOR
+    return pa.RecordBatch.from_pylist(
+        [
+            {
+                "rank": p.rank,
+                "tags": [_pair(t) for t in p.tags],
+                "score": p.score,
+                "method": word(method, p.method),
+                "origin_ranks": list(p.origin_ranks),
+                "replaced": _pair(p.replaced) if p.HasField("replaced") else None,
+                "similarity": p.similarity,
+            }
+            for p in predicted
+        ],
+        schema=PREDICTED,
+    )
+
+
+def picks_batch(picks: Iterable[repair_pb2.Pick]) -> pa.RecordBatch:
+    """Picks as a batch of PICKS; slice_rank is 0 for a random pick."""
+    return pa.RecordBatch.from_pylist([{n: getattr(p, n) for n in PICKS.names} for p in picks], schema=PICKS)
+
+
+def enumeration_schema(scores: Sequence[str]) -> pa.Schema:
+    """The columns that `hibug2 enumerate` writes."""
+    fields = [("tags", TAGS), ("count", pa.int64())]
+    for score in scores:
+        fields += [(f"{score}_count", pa.int64()), (f"{score}_mean", pa.float64())]
+    return pa.schema(fields)
+
+
+# Schemas
+
+
+def schema_to_json(schema: types_pb2.Schema) -> dict[str, Any]:
+    """The exported form of a schema: task, main_objects, attributes. `schema_from_json` reads it back."""
+    return {
+        "task": word(types_pb2.Task.DESCRIPTOR, schema.task),
+        "main_objects": list(schema.main_objects),
+        "attributes": [_attribute_to_json(a) for a in schema.attributes],
+    }
+
+
+def _attribute_to_json(attribute: types_pb2.Attribute) -> dict[str, Any]:
+    out: dict[str, Any] = {
+        "name": attribute.attribute,
+        "category": word(types_pb2.Category.DESCRIPTOR, attribute.category),
+        "tags": list(attribute.tags),
+        "tagger": word(types_pb2.Tagger.DESCRIPTOR, attribute.tagger),
+    }
+    if attribute.description:
+        out["description"] = attribute.description
+    if attribute.HasField("measure"):
+        out["measure"] = {"name": attribute.measure.measure, "edges": list(attribute.measure.edges)}
+    if attribute.sources:
+        out["sources"] = list(attribute.sources)
+    if attribute.locked:
+        out["locked"] = True
+    return out
+
+
+def schema_from_json(data: Any) -> types_pb2.Schema:
+    """The schema that `data` says, read but not judged: the server checks the rules. UserError names the field."""
+    if not isinstance(data, Mapping):
+        raise UserError("schema", "must be an object with task, main_objects and attributes")
+    attributes = data.get("attributes")
+    if not isinstance(attributes, list):
+        raise UserError("schema.attributes", "must be a list")
+    task = number(types_pb2.Task.DESCRIPTOR, str(data.get("task", "")), "schema.task")
+    return types_pb2.Schema(
+        task=types_pb2.Task.ValueType(task),
+        main_objects=_texts(data.get("main_objects", []), "schema.main_objects"),
+        attributes=[_attribute_from_json(item, f"schema.attributes[{i}]") for i, item in enumerate(attributes)],
+    )
+
+
+def _attribute_from_json(data: Any, where: str) -> types_pb2.Attribute:
+    if not isinstance(data, Mapping):
+        raise UserError(where, "must be an object with name, category and tags")
+    for key in ("name", "category", "tags"):
+        if key not in data:
+            raise UserError(f"{where}.{key}", "is missing")
+    category = number(types_pb2.Category.DESCRIPTOR, str(data["category"]), f"{where}.category")
+    tagger = number(types_pb2.Tagger.DESCRIPTOR, str(data.get("tagger", "vlm")), f"{where}.tagger")
+    measure = data.get("measure")
+    return types_pb2.Attribute(
+        attribute=str(data["name"]),
+        category=types_pb2.Category.ValueType(category),
+        tags=_texts(data["tags"], f"{where}.tags"),
+        tagger=types_pb2.Tagger.ValueType(tagger),
+        description=str(data.get("description", "")),
+        measure=None if measure is None else _measure_from_json(measure, f"{where}.measure"),
+        sources=_texts(data.get("sources", []), f"{where}.sources"),
+        locked=data.get("locked", False) is True,
+    )
+
+
+def _measure_from_json(data: Any, where: str) -> types_pb2.Measure:
+    if not isinstance(data, Mapping) or "name" not in data:
+        raise UserError(where, "must be an object with name and edges")
+    try:
+        return types_pb2.Measure(measure=str(data["name"]), edges=[float(e) for e in data.get("edges", [])])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}.edges", "must be a list of numbers") from error
+
+
+def _texts(data: Any, where: str) -> list[str]:
+    if not isinstance(data, list):
+        raise UserError(where, "must be a list")
+    for i, item in enumerate(data):
+        # YAML reads a bare yes as true, which is not the tag that was meant.
+        if not isinstance(item, str):
+            raise UserError(f"{where}[{i}]", f"must be text, not {item!r}; put it in quotes")
+    return list(data)

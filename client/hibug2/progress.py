@@ -1,0 +1,113 @@
+"""Follows a run on a terminal as live bars, elsewhere as plain lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from hibug2.v1.run_pb2 import Run, Step
+
+# A line at every tenth of a step is enough for a log.
+_TENTHS = 10
+
+
+def follow(runs: Iterable[Run], console: Console) -> Run | None:
+    """Show each snapshot of a run on `console` and return the last one; None when there was none."""
+    shown = _bars(runs, console) if console.is_terminal else _lines(runs, console)
+    last = None
+    for last in shown:  # noqa: B007
+        pass
+    return last
+
+
+def _bars(runs: Iterable[Run], console: Console) -> Iterator[Run]:
+    columns = (
+        SpinnerColumn(finished_text="[green]✓[/]"),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[facts]}", markup=False),
+    )
+    with Progress(*columns, console=console) as progress:
+        tasks: dict[int, TaskID] = {}
+        for run in runs:
+            for step in run.steps:
+                if step.kind not in tasks:
+                    tasks[step.kind] = progress.add_task(step_word(step), total=None, facts="")
+                total = step.job.total_count or None
+                done = float(step.job.done_count)
+                if _state(step) in {"succeeded", "left out"}:
+                    total, done = 1, 1.0
+                progress.update(tasks[step.kind], total=total, completed=done, facts=facts(step))
+            yield run
+
+
+def _lines(runs: Iterable[Run], console: Console) -> Iterator[Run]:
+    seen: dict[int, tuple[str, int]] = {}
+    for run in runs:
+        for step in run.steps:
+            state = _state(step)
+            tenth = _TENTHS * step.job.done_count // step.job.total_count if step.job.total_count else 0
+            mark = (state, tenth if state == "running" else 0)
+            if state != "pending" and seen.get(step.kind) != mark:
+                seen[step.kind] = mark
+                console.print(Text(f"{step_word(step)}: {facts(step)}"), soft_wrap=True)
+        yield run
+
+
+def step_word(step: Step) -> str:
+    """`tagging`, for people."""
+    from hibug2 import messages
+    from hibug2.v1 import run_pb2
+
+    return messages.word(run_pb2.StepKind.DESCRIPTOR, step.kind)
+
+
+def _state(step: Step) -> str:
+    from hibug2 import messages
+    from hibug2.v1 import types_pb2
+
+    return "left out" if step.skipped else messages.word(types_pb2.JobState.DESCRIPTOR, step.job.state) or "pending"
+
+
+def facts(step: Step) -> str:
+    """How a step stands in words: "1,200 of 5,000, 240/s, 16 s left"."""
+    job, state = step.job, _state(step)
+    if state == "left out":
+        return f"left out: {step.skipped}"
+    if state == "succeeded":
+        if job.reused:
+            return "was there already"
+        count = f"{job.done_count:,} " if job.done_count else ""
+        seconds = step.elapsed.seconds + step.elapsed.nanos / 1e9
+        return f"{count}done" + (f" in {duration(seconds)}" if seconds else "")
+    if state == "failed":
+        return f"failed: {job.problem.message or job.message or 'no reason given'}"
+    if state != "running":
+        return f"{state}: {job.message}" if job.message else state
+    parts = []
+    if job.total_count:
+        parts.append(f"{job.done_count:,} of {job.total_count:,}")
+    if job.rate_per_second > 0:
+        parts.append(f"{job.rate_per_second:,.0f}/s" if job.rate_per_second >= 10 else f"{job.rate_per_second:.1f}/s")
+    if job.HasField("eta"):
+        parts.append(f"{duration(job.eta.seconds)} left")
+    if job.message:
+        parts.append(job.message)
+    return ", ".join(parts) or "running"
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `16 s`, `3 min 20 s`, `2 h 5 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s".replace(".0 s", " s")
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

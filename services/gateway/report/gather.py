@@ -1,0 +1,333 @@
+"""From a run's artifacts to what its report shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from services.gateway.report import model as page
+from services.gateway.report.choose import cross, widest_pairs
+from shared.errors import HiBug2Error
+from shared.images.box import Box
+from shared.images.reader import ImageReader, crop, thumbnail
+from shared.names import Name, parse
+from shared.schema import Schema
+from shared.store.artifacts import (
+    Artifacts,
+    TagTable,
+    column_by_id,
+    items_of,
+    scores_in_order,
+)
+from shared.version import VERSION
+
+MAX_SLICES, MAX_PREDICTED, MAX_PICK_SLICES = 200, 40, 40
+PICTURED_SLICES, PICTURES, PICTURE_PX = 40, 8, 96
+HEATMAPS = 2
+_CROP_MARGIN = 0.15
+_METHODS = {"lowest_mean": "hibug2"}  # how a selection's method is called beside its rivals
+TEST = "test"
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class RunRefs:
+    """The artifacts of one run, by name."""
+
+    run: str
+    dataset: str
+    model: str
+    ranking: Name
+    prediction: Name | None
+    selection: Name | None  # picks of the method
+    compared: tuple[tuple[str, Name], ...] = ()  # models, and the selection that each was trained with
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What the sections are drawn from: the split that is debugged, in the order of its tag table."""
+
+    artifacts: Artifacts
+    refs: RunRefs
+    table: TagTable
+    rows: pa.Table
+    scores: npt.NDArray[np.float64]
+    predicted: list[str | None]
+    errors: pa.Table
+
+    @property
+    def schema(self) -> Schema:
+        return self.table.schema
+
+    @cached_property
+    def pairs(self) -> list[page.Pair]:
+        return [(a.name, tag) for a in self.schema.attributes for tag in a.tags]
+
+    @cached_property
+    def offsets(self) -> npt.NDArray[np.int64]:
+        return np.concatenate([[0], np.cumsum(self.table.tag_counts)])
+
+    def words(self, items: npt.NDArray[np.int32]) -> tuple[page.Pair, ...]:
+        return tuple(self.pairs[i] for i in items if i >= 0)
+
+
+def gather(artifacts: Artifacts, reader: ImageReader, refs: RunRefs) -> page.ReportData:
+    """Everything that the report of a run shows; lists are cut to what a page can hold."""
+    manifest = artifacts.manifest(refs.ranking)
+    parameters, summary = manifest.provenance.parameters, manifest.summary
+    split = str(parameters["split"])
+    whole, all_rows = _tags_and_rows(artifacts, str(parameters["tagging"]))
+    table, rows = _of_split(whole, all_rows, split)
+    record = artifacts.model(refs.dataset, refs.model)
+    stored = artifacts.scores(record)
+    facts = _Facts(
+        artifacts,
+        refs,
+        table,
+        rows,
+        scores_in_order(stored, table.instance_ids),
+        column_by_id(stored, table.instance_ids, "predicted_label").to_pylist(),
+        artifacts.read_part(refs.ranking, "error_slices"),
+    )
+    dataset = artifacts.dataset(refs.dataset)
+    predicted, predicted_total = _predicted(facts)
+    return page.ReportData(
+        title=f"{refs.model} on {refs.dataset}",
+        dataset=refs.dataset,
+        model=refs.model,
+        task=dataset.task,
+        made_at=datetime.now(UTC),
+        split=split,
+        instance_count=int(summary["scored_count"]),
+        overall_mean=float(summary["overall_mean"]),
+        parameters=page.Parameters(
+            int(parameters["max_depth"]), int(parameters["min_count"]), float(parameters["margin"]), _seed(facts)
+        ),
+        slice_count=int(summary["slice_count"]),
+        error_slices=_error_slices(facts, reader),
+        error_slice_total=facts.errors.num_rows,
+        tag_scores=_tag_scores(facts),
+        heatmaps=_heatmaps(facts, int(parameters["min_count"])),
+        predicted_slices=predicted,
+        predicted_slice_total=predicted_total,
+        repair=_repair(facts, *_of_split(whole, all_rows, TEST)),
+        provenance={
+            "run": refs.run,
+            "dataset hash": dataset.digest,
+            "schema": facts.schema.schema_id,
+            "scores hash": record.digest,
+            "metric": record.metric,
+            "tagging": str(parameters["tagging"]),
+            "enumeration": str(parameters["enumeration"]),
+            "ranking": str(refs.ranking),
+            **({"prediction": str(refs.prediction)} if refs.prediction else {}),
+            **({"selection": str(refs.selection)} if refs.selection else {}),
+            "version": VERSION,
+        },
+    )
+
+
+def _tags_and_rows(artifacts: Artifacts, tagging: str) -> tuple[TagTable, pa.Table]:
+    """A tag table and the instances in its order."""
+    name = parse(tagging, "taggings", "tagging")
+    table = artifacts.tag_table(name)
+    instances = artifacts.instances(artifacts.dataset(name.dataset))
+    position = pc.index_in(table.instance_ids, value_set=instances.column("instance_id").combine_chunks())
+    return table, instances.take(position)
+
+
+def _of_split(table: TagTable, rows: pa.Table, split: str) -> tuple[TagTable, pa.Table]:
+    chosen = np.flatnonzero(pc.equal(rows.column("split"), split).to_numpy())
+    return table.take(chosen), rows.take(pa.array(chosen))
+
+
+def _seed(facts: _Facts) -> int:
+    return facts.artifacts.manifest(facts.refs.selection).provenance.seed if facts.refs.selection else 0
+
+
+def _members(table: TagTable, offsets: npt.NDArray[np.int64], items: npt.NDArray[np.int32]) -> Mask:
+    """(N,) which rows of `table` hold every pair of one slice."""
+    keep = np.ones(len(table.codes), dtype=bool)
+    for item in items[items >= 0]:
+        column = int(np.searchsorted(offsets, item, side="right")) - 1
+        keep &= table.codes[:, column] == item - offsets[column]
+    return keep
+
+
+def _error_slices(facts: _Facts, reader: ImageReader) -> tuple[page.ErrorSlice, ...]:
+    shown = facts.errors.slice(0, MAX_SLICES)
+    out = []
+    for i, (row, items) in enumerate(zip(shown.to_pylist(), items_of(shown), strict=True)):
+        members = _members(facts.table, facts.offsets, items) if i < PICTURED_SLICES else None
+        out.append(
+            page.ErrorSlice(
+                rank=i + 1,
+                pairs=facts.words(items),
+                count=row["count"],
+                mean=row["mean"],
+                interval=(row["interval_low"], row["interval_high"]),
+                drop=row["drop"],
+                error_share=row["error_share"],
+                pictures=() if members is None else _pictures(facts, reader, members),
+            )
+        )
+    return tuple(out)
+
+
+def _pictures(facts: _Facts, reader: ImageReader, members: Mask) -> tuple[page.Picture, ...]:
+    """The instances of a slice that score lowest, at most PICTURES; one whose image cannot be read is left out."""
+    rows = np.flatnonzero(members & (np.nan_to_num(facts.scores, nan=1.0) < 1.0))
+    rows = rows[np.argsort(facts.scores[rows], kind="stable")][:PICTURES]
+    out: list[page.Picture] = []
+    for position, row in zip(rows.tolist(), facts.rows.take(pa.array(rows)).to_pylist(), strict=True):
+        try:
+            image = reader.open(row["image_uri"])
+            if row["left_px"] is not None:
+                box = Box(row["left_px"], row["top_px"], row["width_px"], row["height_px"])
+                image = crop(image, box, _CROP_MARGIN)
+        except HiBug2Error:
+            continue  # tagging has already said which images cannot be read
+        out.append(page.Picture(thumbnail(image, PICTURE_PX), _caption(facts, row["label"], position)))
+    return tuple(out)
+
+
+def _caption(facts: _Facts, label: str | None, row: int) -> str:
+    said = facts.predicted[row]
+    if said is not None and label:
+        return f"{label} → {said}"
+    return f"{label or 'no label'}, score {facts.scores[row]:.2f}"
+
+
+def _tag_scores(facts: _Facts) -> tuple[page.TagScore, ...]:
+    out: list[page.TagScore] = []
+    scored = ~np.isnan(facts.scores)
+    for j, attribute in enumerate(facts.schema.attributes):
+        codes = facts.table.codes[:, j]
+        held = scored & (codes < len(attribute.tags))
+        count = np.bincount(codes[held], minlength=len(attribute.tags))
+        total = np.bincount(codes[held], weights=facts.scores[held], minlength=len(attribute.tags))
+        out += [
+            page.TagScore(attribute.name, tag, int(count[t]), float(total[t] / count[t]))
+            for t, tag in enumerate(attribute.tags)
+            if count[t]
+        ]
+    return tuple(out)
+
+
+def _heatmaps(facts: _Facts, min_count: int) -> tuple[page.Heatmap, ...]:
+    counts = [len(a.tags) for a in facts.schema.attributes]
+    out = []
+    for i, j in widest_pairs(facts.table.codes, facts.scores, counts, min_count, HEATMAPS):
+        mean, count = cross(facts.table.codes, facts.scores, (i, counts[i]), (j, counts[j]))
+        first, second = facts.schema.attributes[i], facts.schema.attributes[j]
+        out.append(
+            page.Heatmap(
+                row_attribute=first.name,
+                row_tags=first.tags,
+                column_attribute=second.name,
+                column_tags=second.tags,
+                mean=tuple(tuple(None if np.isnan(m) else float(m) for m in row) for row in mean),
+                count=tuple(tuple(int(c) for c in row) for row in count),
+            )
+        )
+    return tuple(out)
+
+
+def _predicted(facts: _Facts) -> tuple[tuple[page.PredictedSlice, ...], int]:
+    if facts.refs.prediction is None:
+        return (), 0
+    table = facts.artifacts.read_part(facts.refs.prediction, "predicted")
+    shown = table.slice(0, MAX_PREDICTED)
+    out = []
+    for i, (row, items) in enumerate(zip(shown.to_pylist(), items_of(shown), strict=True)):
+        replaced = facts.pairs[row["from_item"]]
+        more = len(row["origin_ranks"]) - 1
+        origin = (
+            f"error slice {row['origin_ranks'][0]}, {replaced[0]}: {replaced[1]} → {facts.pairs[row['to_item']][1]}"
+        )
+        out.append(
+            page.PredictedSlice(
+                rank=i + 1,
+                pairs=facts.words(items),
+                score=row["score"],
+                origin=origin + (f" (and from {more} more)" if more else ""),
+                replaced=replaced,
+            )
+        )
+    return tuple(out), table.num_rows
+
+
+def _repair(facts: _Facts, test: TagTable, test_rows: pa.Table) -> page.Repair | None:
+    if facts.refs.selection is None:
+        return None
+    manifest = facts.artifacts.manifest(facts.refs.selection)
+    picks = facts.artifacts.read_part(facts.refs.selection, "picks")
+    ranks = picks.column("slice_rank").to_numpy()
+    per_rank = np.bincount(ranks, minlength=facts.errors.num_rows + 1)
+    asked = np.flatnonzero(per_rank[1:])
+    items, means = items_of(facts.errors), facts.errors.column("mean").to_numpy()
+    outcomes, failing = _outcomes(facts, test, test_rows)
+    return page.Repair(
+        budget=int(manifest.provenance.parameters["budget"]),
+        picked=int(manifest.summary["pick_count"]),
+        pool_count=int(manifest.summary["pool_count"]),
+        unmatched_slices=int(manifest.summary["unmatched_slice_count"]),
+        by_slice=tuple(
+            page.SlicePicks(int(i) + 1, facts.words(items[i]), float(means[i]), int(per_rank[i + 1]))
+            for i in asked[:MAX_PICK_SLICES]
+        ),
+        by_slice_total=int(asked.size),
+        outcomes=outcomes,
+        test_count=test_rows.num_rows if outcomes else 0,
+        failing_test_count=failing if outcomes else 0,
+    )
+
+
+def in_failing_slices(
+    table: TagTable, offsets: npt.NDArray[np.int64], items: npt.NDArray[np.int32], limit: int = 100_000
+) -> Mask:
+    """(N,) which rows of `table` lie in at least one of the error slices (E, D), the first `limit` of them."""
+    found = np.zeros(len(table.codes), dtype=bool)
+    member = [table.codes[:, j] == t for j, n in enumerate(np.diff(offsets)) for t in range(n)]
+    for row in items[:limit]:
+        keep = ~found
+        for item in row[row >= 0]:
+            keep = keep & member[item]
+        found |= keep
+    return found
+
+
+def _outcomes(facts: _Facts, test: TagTable, test_rows: pa.Table) -> tuple[tuple[page.Outcome, ...], int]:
+    """Test scores of the run's model and of those it is compared with; none when nothing is compared."""
+    if not facts.refs.compared or not test_rows.num_rows:
+        return (), 0
+    failing = in_failing_slices(test, facts.offsets, items_of(facts.errors))
+    rivals = [_outcome(facts, facts.refs.model, None, test, failing)]
+    rivals += [_outcome(facts, model, selection, test, failing) for model, selection in facts.refs.compared]
+    return tuple(o for o in rivals if o is not None), int(failing.sum())
+
+
+def _outcome(facts: _Facts, model: str, selection: Name | None, test: TagTable, failing: Mask) -> page.Outcome | None:
+    """None when the model has no score where the slices fail."""
+    record = facts.artifacts.model(facts.refs.dataset, model)
+    scores = scores_in_order(facts.artifacts.scores(record), test.instance_ids)
+    scored = ~np.isnan(scores)
+    if not (scored & failing).any():
+        return None
+    method, added = "original", 0
+    if selection is not None:
+        summary = facts.artifacts.manifest(selection).summary
+        method, added = str(summary["method"]), int(summary["pick_count"])
+    return page.Outcome(
+        method=_METHODS.get(method, method),
+        added=added,
+        overall=float(scores[scored].mean()),
+        in_failing_slices=float(scores[scored & failing].mean()),
+    )

@@ -1,0 +1,37 @@
+"""`python -m services.tagging` serves; `python -m services.tagging worker` works."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from services.tagging.config import Settings
+from services.tagging.server import start_server
+from services.tagging.worker import Worker
+from shared import logs, metrics
+from shared.config import load
+from shared.queue.stream import connect
+from shared.rpc.server import run, stop_signal
+from shared.store.store import Store
+
+
+async def _work(settings: Settings) -> None:
+    stop_metrics = metrics.serve(settings.metrics_port)
+    redis = connect(settings.redis_url)
+    try:
+        await Worker(settings, redis, Store(settings.store_url)).run(stop_signal())
+    finally:
+        await redis.aclose()
+        stop_metrics()
+
+
+def main(arguments: list[str]) -> None:
+    if "worker" not in arguments:
+        return run(Settings, start_server)
+    settings = load(Settings, arguments)
+    logs.configure(settings.log_level)
+    return asyncio.run(_work(settings))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,102 @@
+"""The tags of one image from a vision language model: one call answers all attributes (paper 3.2.2, A.1.1, A.1.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from shared.llm import LLM, Usage, WrongAnswer, correction
+from shared.prompting import Prompt
+from shared.schema import UNKNOWN, Attribute
+
+
+class VlmTags(NamedTuple):
+    """Codes (A,) uint16, the spend, and how many attributes were left unknown for want of a valid answer."""
+
+    codes: npt.NDArray[np.uint16]
+    usage: Usage
+    invalid_count: int
+
+
+async def vlm_codes(
+    llm: LLM, prompt: Prompt, image_jpeg: bytes, main_object: str, attributes: Sequence[Attribute]
+) -> VlmTags:
+    """The tags of the image in `image_jpeg`, as positions in the tag sets of `attributes`.
+
+    Names and tags are validated; what is wrong or missing is asked once more, without the rest; then it is UNKNOWN
+    and counted. A refused or cut-off answer leaves its attributes UNKNOWN. Raises Unavailable when the endpoint
+    stays away and Precondition when it will not serve this client.
+    """
+    codes = np.full(len(attributes), UNKNOWN, dtype=np.uint16)
+    spent = Usage()
+    open_ = list(range(len(attributes)))
+    messages = prompt.render(images=[image_jpeg], main_object=main_object, attributes=attributes)
+    for last in (False, True):
+        if not open_:
+            break
+        asked = [attributes[j] for j in open_]
+        schema = answer_schema(asked)
+        try:
+            reply = await llm.complete(
+                messages,
+                schema,
+                name=prompt.name,
+                temperature=prompt.settings.temperature,
+                max_tokens=prompt.settings.max_tokens,
+            )
+        except WrongAnswer as wrong:
+            spent += wrong.usage
+            break
+        spent += reply.usage
+        answered, problems = read_answer(reply.value, asked)
+        for j, code in zip(open_, answered, strict=True):
+            codes[j] = code
+        open_ = [j for j in open_ if codes[j] == UNKNOWN]
+        if not last and open_:
+            left = [attributes[j] for j in open_]
+            names = ", ".join(f"'{attribute.name}'" for attribute in left)
+            wish = f"give these attributes, and no others, a tag of their lists: {names}"
+            no_json = reply.value is None
+            messages = [*messages, *correction(reply, [*problems, wish], answer_schema(left) if no_json else None)]
+    return VlmTags(codes, spent, len(open_))
+
+
+def answer_schema(attributes: Sequence[Attribute]) -> dict[str, Any]:
+    """The JSON schema of an answer: one tag for each attribute, by name."""
+    return {
+        "type": "object",
+        "properties": {a.name: {"type": "string", "enum": list(a.tags)} for a in attributes},
+        "required": [a.name for a in attributes],
+        "additionalProperties": False,
+    }
+
+
+def read_answer(value: Any, attributes: Sequence[Attribute]) -> tuple[npt.NDArray[np.uint16], list[str]]:
+    """Codes (A,) uint16 out of an answer, UNKNOWN where it has no valid tag, and what is wrong with it.
+
+    Letter case and outer blanks do not count. An attribute that the answer has twice in this sense is wrong.
+    """
+    codes = np.full(len(attributes), UNKNOWN, dtype=np.uint16)
+    if not isinstance(value, Mapping):
+        return codes, ["it is no JSON object with a tag for each attribute"]
+    given: dict[str, list[Any]] = {}
+    for name, tag in value.items():
+        given.setdefault(_folded(name), []).append(tag)
+    problems: list[str] = []
+    for i, attribute in enumerate(attributes):
+        tags = given.get(_folded(attribute.name), [])
+        folded = [_folded(tag) for tag in attribute.tags]
+        if len(tags) == 1 and isinstance(tags[0], str) and _folded(tags[0]) in folded:
+            codes[i] = folded.index(_folded(tags[0]))
+        elif not tags:
+            problems.append(f"'{attribute.name}' is missing")
+        else:
+            problems.append(f"'{attribute.name}' must be one of: {' | '.join(attribute.tags)}")
+    return codes, problems
+
+
+def _folded(text: str) -> str:
+    return text.strip().casefold()

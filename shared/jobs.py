@@ -1,0 +1,238 @@
+"""Jobs: long work that any replica can report on, and that is never done twice at a time.
+
+A job is named after the artifact it makes. Its state lives in Redis while it runs, with a lease that the process
+doing the work renews; when the lease is gone the work is nobody's and the next Create takes it over. What is
+finished is told from the artifact, so losing Redis loses no result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+
+import structlog
+from google.protobuf.duration_pb2 import Duration
+from hibug2.v1 import types_pb2
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from shared import logs, metrics
+from shared.errors import HiBug2Error, NotFound, Unavailable
+from shared.rpc import context, status
+
+log = logs.get("jobs")
+
+LEASE_S = 10.0
+BEAT_S = 0.25
+KEEP_S = 7 * 24 * 3600
+DONE = frozenset({types_pb2.JOB_STATE_SUCCEEDED, types_pb2.JOB_STATE_FAILED, types_pb2.JOB_STATE_CANCELLED})
+
+# Renew only what this process still owns: another may have taken the job over.
+_RENEW = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end return 0"
+_RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+
+
+@dataclass
+class Progress:
+    """What the work tells: set from any thread. `cancelled` turns true when it should stop."""
+
+    step: str = ""
+    done: int = 0
+    total: int = 0
+    message: str = ""
+    cancelled: bool = False
+    cost: types_pb2.Cost = field(default_factory=types_pb2.Cost)
+    started: float = field(default_factory=time.monotonic)
+    # Where the counting began: resumed work must not count what was there as its own speed.
+    done_at_start: int = 0
+
+    def update(self, done: int, total: int) -> None:
+        self.done, self.total = done, total
+
+    def fill(self, job: types_pb2.Job) -> None:
+        """Write the figures into `job`."""
+        job.step, job.message = self.step, self.message
+        job.done_count, job.total_count = self.done, self.total
+        job.cost.CopyFrom(self.cost)
+        elapsed = time.monotonic() - self.started
+        job.rate_per_second = (self.done - self.done_at_start) / elapsed if elapsed > 0 else 0.0
+        job.ClearField("eta")
+        if job.rate_per_second > 0 and self.total >= self.done:
+            job.eta.CopyFrom(Duration(seconds=int((self.total - self.done) / job.rate_per_second)))
+
+
+Work = Callable[[Progress], Awaitable[None]]
+
+
+class Jobs:
+    """The jobs of one service. `is_complete(name)` says whether a job's artifact is there, for the caller's team."""
+
+    def __init__(self, redis: Redis, service: str, is_complete: Callable[[str], Awaitable[bool]]) -> None:
+        self._redis = redis
+        self._service = service
+        self._is_complete = is_complete
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def _key(self, name: str, what: str = "state") -> str:
+        return f"hibug2:job:{self._service}:{context.team.get()}:{name}:{what}"
+
+    async def create(self, name: str, work: Work) -> types_pb2.Job:
+        """Start `work` unless its artifact is there or somebody is at it; returns the job as it now stands."""
+        if await self._is_complete(name):
+            return _finished(name)
+        token = uuid.uuid4().hex
+        if not await self._redis.set(self._key(name, "lease"), token, nx=True, px=int(LEASE_S * 1000)):
+            return await self.get(name)
+        job = types_pb2.Job(name=name, state=types_pb2.JOB_STATE_RUNNING)
+        job.create_time.GetCurrentTime()
+        await self._redis.delete(self._key(name, "cancel"))
+        await self._save(job)
+        task = asyncio.create_task(self._run(job, token, work))
+        self._tasks[name] = task
+        task.add_done_callback(lambda _: self._tasks.pop(name, None))
+        return _copy(job)
+
+    async def get(self, name: str) -> types_pb2.Job:
+        """The job as it stands. NotFound for one nobody started; a job whose process died is FAILED and resumable."""
+        job = await self._read(name)
+        if job is not None and (job.state in DONE and job.state != types_pb2.JOB_STATE_SUCCEEDED):
+            return job
+        if await self._is_complete(name):
+            return job if job is not None and job.state == types_pb2.JOB_STATE_SUCCEEDED else _finished(name)
+        if job is None or job.state == types_pb2.JOB_STATE_SUCCEEDED:
+            raise NotFound(f"there is no job {name}; create it")
+        if not await self._redis.exists(self._key(name, "lease")):
+            # The owner may have written its last word between the two reads.
+            job = await self._read(name) or job
+            if job.state not in DONE:
+                job.state = types_pb2.JOB_STATE_FAILED
+                job.problem.CopyFrom(
+                    status.problem_of(
+                        Unavailable(f"the process that worked on {name} is gone; create it again to go on")
+                    )
+                )
+        return job
+
+    async def cancel(self, name: str) -> types_pb2.Job:
+        """Ask the work to stop and wait for it, at most two seconds."""
+        job = await self.get(name)
+        if job.state in DONE:
+            return job
+        await self._redis.set(self._key(name, "cancel"), b"1", ex=KEEP_S)
+        for _ in range(8):
+            await asyncio.sleep(BEAT_S)
+            job = await self.get(name)
+            if job.state in DONE:
+                break
+        return job
+
+    async def watch(self, name: str) -> AsyncIterator[types_pb2.Job]:
+        """Snapshots of the job, each time something changed, the last one in a final state."""
+        last = b""
+        while True:
+            job = await self.get(name)
+            seen = job.SerializeToString(deterministic=True)
+            if seen != last:
+                last = seen
+                yield job
+            if job.state in DONE:
+                return
+            await asyncio.sleep(BEAT_S)
+
+    async def close(self) -> None:
+        """Stop all work of this process and give up its leases, so that another takes it over at once."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _read(self, name: str) -> types_pb2.Job | None:
+        raw = await self._redis.get(self._key(name))
+        return types_pb2.Job.FromString(raw) if isinstance(raw, bytes) else None
+
+    async def _save(self, job: types_pb2.Job) -> None:
+        job.update_time.GetCurrentTime()
+        await self._redis.set(self._key(job.name), job.SerializeToString(), ex=KEEP_S)
+
+    async def _run(self, job: types_pb2.Job, token: str, work: Work) -> None:
+        progress = Progress()
+        started = time.perf_counter()
+        with structlog.contextvars.bound_contextvars(job=job.name, team=context.team.get()):
+            context.deadline.set(None)  # the call that created the job ends long before it
+            task = asyncio.ensure_future(work(progress))
+            beat = asyncio.create_task(self._beat(job, token, progress, task))
+            interrupted = False
+            try:
+                await task
+                job.state = types_pb2.JOB_STATE_SUCCEEDED
+            except asyncio.CancelledError:
+                progress.cancelled = True
+                interrupted = not await self._was_cancelled(job.name)
+                job.state = types_pb2.JOB_STATE_CANCELLED
+            except HiBug2Error as error:
+                job.state = types_pb2.JOB_STATE_FAILED
+                job.problem.CopyFrom(status.problem_of(error))
+                log.warning("job failed", reason=error.reason, error=str(error))
+            except Exception:
+                job.state = types_pb2.JOB_STATE_FAILED
+                job.problem.CopyFrom(status.problem_of(HiBug2Error(f"internal error in {job.name}; see the log")))
+                log.exception("job failed unexpectedly")
+            finally:
+                beat.cancel()
+                await asyncio.gather(beat, return_exceptions=True)
+                task.cancel()
+            progress.fill(job)
+            job.ClearField("eta")
+            try:
+                if not interrupted:  # a process that is stopped leaves its job to be taken over
+                    await self._save(job)
+                await self._redis.eval(_RELEASE, 1, self._key(job.name, "lease"), token)
+            except RedisError as error:
+                log.warning("job state not saved", error=str(error))
+            state = types_pb2.JobState.Name(job.state).removeprefix("JOB_STATE_").lower()
+            seconds = time.perf_counter() - started
+            metrics.JOBS.labels(self._service, state).inc()
+            metrics.JOB_SECONDS.labels(self._service).observe(seconds)
+            log.info("job ended", state=state, seconds=round(seconds, 3), interrupted=interrupted)
+
+    async def _was_cancelled(self, name: str) -> bool:
+        try:
+            return bool(await self._redis.exists(self._key(name, "cancel")))
+        except RedisError:
+            return False
+
+    async def _beat(self, job: types_pb2.Job, token: str, progress: Progress, task: asyncio.Future[None]) -> None:
+        """Renew the lease, publish progress, look for a cancel; a Redis that is away for a while is waited for."""
+        lease = self._key(job.name, "lease")
+        while True:
+            await asyncio.sleep(BEAT_S)
+            try:
+                if await self._was_cancelled(job.name):
+                    progress.cancelled = True
+                    task.cancel()
+                    return
+                milliseconds = int(LEASE_S * 1000)
+                held = await self._redis.eval(_RENEW, 1, lease, token, milliseconds)
+                # A lost lease (Redis was wiped, or we slept past it) is taken again, unless another has it.
+                if not held and not await self._redis.set(lease, token, nx=True, px=milliseconds):
+                    log.warning("job taken over by another process")
+                    progress.cancelled = True
+                    task.cancel()
+                    return
+                progress.fill(job)
+                await self._save(job)
+            except RedisError as error:
+                log.warning("progress not published", error=str(error))
+
+
+def _finished(name: str) -> types_pb2.Job:
+    return types_pb2.Job(name=name, state=types_pb2.JOB_STATE_SUCCEEDED, reused=True)
+
+
+def _copy(job: types_pb2.Job) -> types_pb2.Job:
+    out = types_pb2.Job()
+    out.CopyFrom(job)
+    return out

@@ -1,0 +1,74 @@
+"""Channels to other services: deadlines, retries on UNAVAILABLE, one connection to every replica."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+from grpc.aio import ClientCallDetails
+
+from shared.rpc import context
+
+UNARY_S = 60.0
+STREAM_S = 24 * 3600.0
+
+_SERVICE_CONFIG = json.dumps(
+    {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "methodConfig": [
+            {
+                "name": [{}],
+                "retryPolicy": {
+                    "maxAttempts": 5,
+                    "initialBackoff": "0.1s",
+                    "maxBackoff": "2s",
+                    "backoffMultiplier": 2,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ],
+    }
+)
+OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.service_config", _SERVICE_CONFIG),
+    ("grpc.enable_retries", 1),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+]
+
+
+def _details(details: ClientCallDetails, limit_s: float) -> ClientCallDetails:
+    metadata = grpc.aio.Metadata(*(details.metadata or ()))
+    present = {key for key, _ in metadata}
+    for key, value in context.outgoing():
+        if key not in present:
+            metadata.add(key, value)
+    timeout = details.timeout if details.timeout is not None else context.time_left(limit_s)
+    return ClientCallDetails(details.method, timeout, metadata, details.credentials, details.wait_for_ready)
+
+
+class _UnaryUnary(grpc.aio.UnaryUnaryClientInterceptor):
+    async def intercept_unary_unary(
+        self,
+        continuation: Callable[..., Awaitable[Any]],
+        client_call_details: ClientCallDetails,
+        request: Any,
+    ) -> Any:
+        return await continuation(_details(client_call_details, UNARY_S), request)
+
+
+class _UnaryStream(grpc.aio.UnaryStreamClientInterceptor):
+    async def intercept_unary_stream(
+        self,
+        continuation: Callable[..., Awaitable[Any]],
+        client_call_details: ClientCallDetails,
+        request: Any,
+    ) -> Any:
+        return await continuation(_details(client_call_details, STREAM_S), request)
+
+
+def connect(target: str) -> grpc.aio.Channel:
+    """A channel to `target` (host:port or dns:///name:port) on behalf of the caller of the moment."""
+    return grpc.aio.insecure_channel(target, options=OPTIONS, interceptors=[_UnaryUnary(), _UnaryStream()])

@@ -1,0 +1,106 @@
+"""Errors on the wire: `shared.errors` to and from `google.rpc.Status`."""
+
+from __future__ import annotations
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+from hibug2.v1 import types_pb2
+
+from shared import errors
+
+_DETAILS = "grpc-status-details-bin"
+_MAX_VIOLATIONS = 20  # trailers are bounded (8 KiB of metadata by default)
+_CLASSES = {
+    cls.code: cls
+    for cls in (
+        errors.InvalidInput,
+        errors.NotFound,
+        errors.AlreadyExists,
+        errors.Precondition,
+        errors.PermissionDenied,
+        errors.TooLarge,
+        errors.Unavailable,
+        errors.DataLoss,
+    )
+}
+
+
+def status_of(error: errors.HiBug2Error) -> status_pb2.Status:
+    """The status that says what `error` says."""
+    status = status_pb2.Status(code=grpc.StatusCode[error.code].value[0], message=error.message[:2000])
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=errors.DOMAIN, metadata=error.metadata)
+    _add(status, info)
+    if isinstance(error, errors.InvalidInput) and error.violations:
+        bad = error_details_pb2.BadRequest()
+        for violation in error.violations[:_MAX_VIOLATIONS]:
+            bad.field_violations.add(field=violation.field, description=violation.description[:300])
+        _add(status, bad)
+    return status
+
+
+def _add(status: status_pb2.Status, detail: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest) -> None:
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    status.details.append(packed)
+
+
+async def abort(context: grpc.aio.ServicerContext, error: errors.HiBug2Error) -> None:  # type: ignore[type-arg]
+    """End the call with `error`; does not return."""
+    status = status_of(error)
+    trailers = ((_DETAILS, status.SerializeToString()),)
+    await context.abort(grpc.StatusCode[error.code], status.message, trailing_metadata=trailers)
+
+
+def error_of(failure: grpc.aio.AioRpcError) -> errors.HiBug2Error:
+    """The error that a called service meant, or Unavailable / HiBug2Error for what gRPC itself says."""
+    for key, value in failure.trailing_metadata() or ():
+        if key == _DETAILS and isinstance(value, bytes):
+            return _from_status(status_pb2.Status.FromString(value))
+    message = failure.details() or failure.code().name
+    if failure.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        return errors.Unavailable(message)
+    return _named(failure.code().name, message, {}, ())
+
+
+def _from_status(status: status_pb2.Status) -> errors.HiBug2Error:
+    metadata: dict[str, str] = {}
+    violations: tuple[errors.Violation, ...] = ()
+    for detail in status.details:
+        info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+        if detail.Unpack(info):
+            metadata = dict(info.metadata)
+        elif detail.Unpack(bad):
+            violations = tuple(errors.Violation(v.field, v.description) for v in bad.field_violations)
+    code = next((c.name for c in grpc.StatusCode if c.value[0] == status.code), "INTERNAL")
+    return _named(code, status.message, metadata, violations)
+
+
+def _named(
+    code: str, message: str, metadata: dict[str, str], violations: tuple[errors.Violation, ...]
+) -> errors.HiBug2Error:
+    cls = _CLASSES.get(code, errors.HiBug2Error)
+    if cls is errors.InvalidInput:
+        return errors.InvalidInput(message, metadata, violations)
+    return cls(message, metadata)
+
+
+def problem_of(error: errors.HiBug2Error) -> types_pb2.Problem:
+    """The same facts as a field of a failed job."""
+    problem = types_pb2.Problem(
+        code=grpc.StatusCode[error.code].value[0],
+        reason=error.reason,
+        message=error.message,
+        metadata=error.metadata,
+    )
+    if isinstance(error, errors.InvalidInput):
+        for violation in error.violations[:_MAX_VIOLATIONS]:
+            problem.violations.add(field=violation.field, description=violation.description)
+    return problem
+
+
+def error_of_problem(problem: types_pb2.Problem) -> errors.HiBug2Error:
+    """The error that made a job fail."""
+    code = next((c.name for c in grpc.StatusCode if c.value[0] == problem.code), "INTERNAL")
+    violations = tuple(errors.Violation(v.field, v.description) for v in problem.violations)
+    return _named(code, problem.message, dict(problem.metadata), violations)

@@ -1,0 +1,343 @@
+"""The command over a real socket: what it prints, and how it ends."""
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from importlib.metadata import EntryPoint
+
+import grpc
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from hibug2 import embedded, messages, progress
+from hibug2.command import app
+from hibug2.v1 import run_pb2, types_pb2
+from rich.console import Console
+from typer.testing import CliRunner
+
+RUNNING, SUCCEEDED, FAILED = (
+    types_pb2.JOB_STATE_RUNNING,
+    types_pb2.JOB_STATE_SUCCEEDED,
+    types_pb2.JOB_STATE_FAILED,
+)
+
+
+@pytest.fixture
+def hibug2(gateway, monkeypatch):
+    monkeypatch.setenv("HIBUG2_ADDRESS", gateway.address)
+
+    def invoke(*arguments, code=0):
+        result = CliRunner().invoke(app, [str(a) for a in arguments])
+        assert result.exit_code == code, (result.stdout, result.stderr, result.exception)
+        assert "Traceback" not in result.stderr
+        return result
+
+    return invoke
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for name in ("train/cat/a.png", "train/dog/b.png", "validation/cat/c.png"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes(b"image")
+    return tmp_path / "photos"
+
+
+def copy(run):
+    return run_pb2.Run.FromString(run.SerializeToString())
+
+
+def three_snapshots(gateway):
+    running = gateway.add_run(state=RUNNING)
+    running.steps.append(gateway.step(run_pb2.STEP_KIND_SCHEMA, SUCCEEDED, reused=True))
+    running.steps.append(
+        gateway.step(run_pb2.STEP_KIND_TAGGING, RUNNING, done_count=12, total_count=100, rate_per_second=20)
+    )
+    ended = copy(gateway.add_run())
+    ended.steps.append(gateway.step(run_pb2.STEP_KIND_TAGGING, SUCCEEDED, done_count=100, total_count=100))
+    ended.steps.append(run_pb2.Step(kind=run_pb2.STEP_KIND_SELECTION, skipped="no pool"))
+    gateway.add_run(state=RUNNING)
+    return [running, running, ended]
+
+
+def test_help_names_the_verbs_and_the_exit_codes(hibug2):
+    text = " ".join(hibug2("--help").stdout.split())
+    for verb in ("dataset", "scores", "run", "watch", "slices", "predict", "repair", "report", "enumerate", "schema"):
+        assert f" {verb} " in text
+    for words in ("Exit codes: 0", "2 wrong", "3 the server cannot be reached", "130 interrupted"):
+        assert words in text.replace("│ ", "")
+
+
+def test_help_waits_for_neither_grpc_nor_arrow():
+    code = "import sys, hibug2.command; print({'grpc', 'pyarrow', 'numpy', 'google'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
+def test_datasets(hibug2, photos):
+    made = json.loads(hibug2("dataset", "create", "bears", "--images", photos, "--json").stdout)
+    assert (made["name"], made["instance_count"], made["task"]) == ("datasets/bears", 3, "classification")
+    assert "train 2, validation 1" in hibug2("dataset", "list").stdout
+    assert "model v1: 4 scored" in hibug2("dataset", "show", "bears").stdout
+    assert json.loads(hibug2("--json", "dataset", "show", "bears").stdout)["models"][0]["scored_count"] == 4
+    assert json.loads(hibug2("dataset", "list", "--json").stdout)["datasets"][0]["name"] == "datasets/bears"
+    assert "there is a dataset 'bears'" in hibug2("dataset", "create", "bears", "--images", photos, code=2).stderr
+    hibug2("dataset", "delete", "bears")
+    assert hibug2("dataset", "list").stdout.strip() == "No datasets."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["dataset", "create", "bears", "--images", "nowhere"], "--images: there is no folder or file 'nowhere'"),
+        (["dataset", "show", "bears"], "there is no datasets/bears"),
+        (["slices", "abc"], "there is no runs/abc"),
+        (["slices", "latest"], "there is no run yet"),
+        (["scores", "add", "bears", "v1", "none.csv"], "none.csv: there is no such file"),
+        (["enumerate", "none.csv", "--scores", "s", "--out", "nowhere/x.parquet"], "--out: there is no folder"),
+        (["enumerate", "none.csv", "--scores", ",", "--out", "x.parquet"], "--scores: names no column"),
+        (["dataset", "create", "bears"], "--images"),
+        (["dataset", "create", "bears", "--images", ".", "--task", "sorting"], "--task"),
+        (["run", "bears"], "--model"),
+        (["fly"], "fly"),
+    ],
+)
+def test_wrong_usage_and_input_end_with_two_and_name_the_field(hibug2, arguments, text):
+    result = hibug2(*arguments, code=2)
+    assert text in " ".join(result.stderr.split())
+    assert result.stdout == ""
+
+
+def test_a_refused_field_is_named_once(hibug2, tmp_path):
+    (tmp_path / "s.csv").write_text("id,score\na,1.5\n")
+    result = hibug2("scores", "add", "bears", "v1", tmp_path / "s.csv", code=2)
+    assert result.stderr == "error: score: must lie in [0, 1]; row 1 has 1.5\n"
+
+
+def test_scores(hibug2, tmp_path):
+    (tmp_path / "s.csv").write_text("id,score\na,1\nb,0\n")
+    assert "datasets/bears/models/v1: 2 scored" in hibug2("scores", "add", "bears", "v1", tmp_path / "s.csv").stdout
+
+
+def test_a_server_that_is_away_ends_with_three(hibug2):
+    result = hibug2("runs", "--address", "127.0.0.1:1", code=3)
+    assert "127.0.0.1:1" in result.stderr
+    assert "make up" in result.stderr
+
+
+def test_a_failure_of_the_server_ends_with_one_and_tells_the_request(hibug2, gateway):
+    gateway.faults = [grpc.StatusCode.INTERNAL]
+    result = hibug2("runs", code=1)
+    assert gateway.metadata[0]["x-request-id"] in result.stderr
+
+
+def test_debug_shows_the_traceback(gateway, monkeypatch):
+    monkeypatch.setenv("HIBUG2_ADDRESS", gateway.address)
+    result = CliRunner().invoke(app, ["slices", "abc", "--debug"])
+    assert result.exit_code == 2
+    assert "Traceback" in result.stderr
+
+
+def test_a_run_tells_its_progress_and_its_worst_slices(hibug2, gateway):
+    gateway.watches = [three_snapshots(gateway)]
+    result = hibug2("run", "bears", "--model", "v1", "--depth", 2, "--min-count", 5, "--margin", 0.1, "--seed", 4)
+    assert gateway.requests[0].parameters.max_depth == 2
+    lines = result.stderr.splitlines()
+    assert "schema: was there already" in lines
+    assert lines.count("tagging: 12 of 100, 20/s") == 1
+    assert "tagging: 100 done in 2 s" in lines
+    assert "selection: left out: no pool" in lines
+    assert "3 error slices of 40 slices over 100 instances; overall mean 0.750" in result.stdout
+    assert "[bold]brightness: dark1" in result.stdout
+
+
+def test_a_run_as_json_is_one_document(hibug2, gateway):
+    gateway.watches = [three_snapshots(gateway)]
+    document = json.loads(hibug2("run", "bears", "--model", "v1", "--json").stdout)
+    assert (document["name"], document["job"]["state"]) == ("runs/abc", "succeeded")
+    assert document["steps"][0]["kind"] == "tagging"
+
+
+def test_a_detached_run_prints_its_name(hibug2):
+    assert hibug2("run", "bears", "--model", "v1", "--detach").stdout == "runs/abc\n"
+    assert json.loads(hibug2("run", "bears", "--model", "v1", "--detach", "--json").stdout)["name"] == "runs/abc"
+
+
+def test_a_schema_file_is_imported_before_the_run(hibug2, gateway, tmp_path):
+    data = {"task": "classification", "attributes": [{"name": "pose", "category": "main_object", "tags": ["a", "b"]}]}
+    (tmp_path / "s.json").write_text(json.dumps(data))
+    hibug2("run", "bears", "--model", "v1", "--detach", "--schema", tmp_path / "s.json")
+    assert gateway.requests[-1].schema == "datasets/bears/schemas/s0"
+
+
+@pytest.mark.parametrize("verb", ["watch", "resume"])
+def test_a_failed_run_ends_with_one(hibug2, gateway, verb):
+    failed = copy(gateway.add_run(state=FAILED))
+    failed.job.problem.CopyFrom(types_pb2.Problem(code=3, message="depth: is more than the 2 attributes"))
+    gateway.watches = [[failed], [failed]]
+    result = hibug2(verb, "abc", code=1)
+    assert "error: runs/abc failed: depth: is more than the 2 attributes" in result.stderr
+    document = json.loads(hibug2(verb, "abc", "--json", code=1).stdout)
+    assert document["job"]["problem"]["message"] == "depth: is more than the 2 attributes"
+
+
+def test_interrupting_a_watch_leaves_the_run_and_ends_with_130(gateway):
+    gateway.watches = [[copy(gateway.add_run(state=RUNNING)), threading.Event()]]
+    code = "from hibug2.command import app; app()"
+    arguments = [sys.executable, "-c", code, "watch", "abc", "--address", gateway.address]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
+        assert gateway.watching.wait(30)
+        watching.send_signal(signal.SIGINT)
+        out, err = watching.communicate(timeout=30)
+    assert watching.returncode == 130
+    assert "hibug2 watch abc follows it, hibug2 cancel abc stops it" in err
+    assert out == ""
+    assert "Traceback" not in err
+
+
+def test_runs_and_cancel(hibug2, gateway):
+    assert hibug2("runs").stdout.strip() == "No runs."
+    gateway.add_run()
+    assert "abc" in hibug2("runs").stdout
+    assert json.loads(hibug2("runs", "--json").stdout)["runs"][0]["summary"]["overall_mean"] == 0.75
+    assert "cancelled" in hibug2("cancel", "abc").stdout
+
+
+def test_slices_for_people_and_for_programs(hibug2, gateway):
+    gateway.add_run()
+    gateway.slice_count = 25
+    people = hibug2("slices", "runs/abc").stdout
+    assert people.splitlines()[2].split() == [
+        *("1", "[bold]brightness:", "dark1", "11", "0.250", "█" * 10, "0.500", "12.5%"),
+    ]
+    assert people.count("dark") == 20
+    assert "… and more" in people
+    assert "… and more" not in hibug2("slices", "latest", "--limit", 25).stdout
+    document = json.loads(hibug2("slices", "abc", "--json").stdout)
+    assert (document["run"], document["overall_mean"], len(document["slices"])) == ("runs/abc", 0.75, 25)
+    first = document["slices"][0]
+    assert (first["rank"], first["count"], first["error_share"]) == (1, 11, 0.125)
+    assert len(json.loads(hibug2("slices", "abc", "--json", "--limit", 2).stdout)["slices"]) == 2
+    hibug2("slices", "abc", "--filter", "count > 5", "--order-by", "error_share desc")
+    assert (gateway.requests[-1].filter, gateway.requests[-1].order_by) == ("count > 5", "error_share desc")
+
+
+def test_predictions_and_picks(hibug2, gateway):
+    gateway.add_run()
+    assert "colour: crimson" in hibug2("predict", "abc").stdout
+    assert json.loads(hibug2("predict", "abc", "--json").stdout)["predicted_slices"][0]["origin_ranks"] == [2, 1]
+    assert "file:///p1.png" in hibug2("repair", "abc").stdout
+    document = json.loads(hibug2("repair", "abc", "--method", "random", "--json").stdout)
+    assert document["picks"] == [
+        {"instance_id": "p1", "image_uri": "file:///p1.png", "slice_rank": 0, "slice_mean": 0.25}
+    ]
+
+
+def test_the_report_is_written(hibug2, gateway, tmp_path, monkeypatch):
+    gateway.add_run()
+    monkeypatch.chdir(tmp_path)
+    hibug2("report", "abc")
+    assert (tmp_path / "hibug2-abc.html").read_text("utf-8") == "<html>café</html>"
+    document = json.loads(hibug2("report", "abc", "--out", "r.html", "--json").stdout)
+    assert document == {"run": "runs/abc", "report": str(tmp_path / "r.html"), "bytes": 18}
+    assert "is a folder" in hibug2("report", "abc", "--out", tmp_path, code=2).stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["hibug2-abc.html", "r.html"]
+
+
+def test_schemas_are_shown_and_survive_export_and_import(hibug2, tmp_path):
+    data = {
+        "task": "classification",
+        "main_objects": ["cat"],
+        "attributes": [{"name": "pose", "category": "main_object", "tags": ["a", "b"], "tagger": "vlm"}],
+    }
+    (tmp_path / "s.json").write_text(json.dumps(data))
+    assert "pose" in hibug2("schema", "import", "bears", tmp_path / "s.json").stdout
+    assert json.loads(hibug2("schema", "export", "bears").stdout) == data
+    hibug2("schema", "export", "bears", "s0", "--out", tmp_path / "e.json")
+    assert json.loads((tmp_path / "e.json").read_text()) == data
+    shown = json.loads(hibug2("schema", "show", "bears", "--json").stdout)
+    assert shown == {"name": "datasets/bears/schemas/s0", **data}
+    assert "there is no" in hibug2("schema", "show", "ants", code=2).stderr
+
+
+def test_enumerate_writes_the_promised_parquet(hibug2, tmp_path):
+    (tmp_path / "t.csv").write_text("colour,v1,flag,v2\nred,1,1,0.5\nred,0,1,\n,1,0,1\n")
+    out = tmp_path / "slices.parquet"
+    result = hibug2(
+        "enumerate", tmp_path / "t.csv", "--scores", "v1,v2", "--depth", 2, "--min-count", 2, "--out", out, "--json"
+    )
+    assert json.loads(result.stdout) == {"slice_count": 2, "out": str(out)}
+    table = pa.parquet.read_table(out)
+    pair = pa.struct([("attribute", pa.string()), ("tag", pa.string())])
+    names = ["tags", "count", "v1_count", "v1_mean", "v2_count", "v2_mean"]
+    kinds = [pa.list_(pair), pa.int64(), pa.int64(), pa.float64(), pa.int64(), pa.float64()]
+    assert table.schema.names == names
+    # Parquet names the list's field otherwise; the kinds of the values are what counts.
+    assert [t.value_type if pa.types.is_list(t) else t for t in table.schema.types] == [pair, *kinds[1:]]
+    assert table.to_pylist() == [
+        {"tags": [{"attribute": a, "tag": t}], "count": 2, "v1_count": 2, "v1_mean": 0.5, "v2_count": 1, "v2_mean": 0.5}
+        for a, t in (("colour", "red"), ("flag", "1"))
+    ]
+
+
+def test_enumerate_leaves_nothing_behind_when_it_fails(hibug2, tmp_path):
+    (tmp_path / "t.csv").write_text("a,s\n" + "".join(f"x{i},1\n" for i in range(200)))
+    (tmp_path / "o.parquet").write_text("old")
+    arguments = ("enumerate", tmp_path / "t.csv", "--scores", "s", "--min-count", 1, "--out", tmp_path / "o.parquet")
+    assert "raise --min-count" in hibug2(*arguments, code=2).stderr
+    assert (tmp_path / "o.parquet").read_text() == "old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["o.parquet", "t.csv"]
+
+
+# A gateway for `enumerate` alone
+
+
+def test_the_embedded_server_is_used_only_where_nothing_else_is(gateway, monkeypatch):
+    stopped = []
+
+    @contextmanager
+    def server():
+        yield gateway.address
+        stopped.append(True)
+
+    monkeypatch.setattr(EntryPoint, "load", lambda self: server)
+    entry = EntryPoint("enumeration", "somewhere:server", embedded.ENTRY_POINTS)
+    monkeypatch.delenv("HIBUG2_ADDRESS", raising=False)
+    monkeypatch.setattr(embedded, "DEFAULT_ADDRESS", "localhost:1")
+    monkeypatch.setattr(embedded, "entry_points", lambda **_: ())
+    with embedded.enumeration_address(None) as address:
+        assert address == "localhost:1"
+    monkeypatch.setattr(embedded, "entry_points", lambda **_: (entry,))
+    with embedded.enumeration_address(None) as address:
+        assert (address, stopped) == (gateway.address, [])
+    assert stopped == [True]
+    with embedded.enumeration_address("given:1") as address:
+        assert address == "given:1"
+    monkeypatch.setattr(embedded, "DEFAULT_ADDRESS", gateway.address)
+    with embedded.enumeration_address(None) as address:
+        assert address == gateway.address
+    assert stopped == [True]
+
+
+def test_bars_on_a_terminal(gateway):
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    last = progress.follow(three_snapshots(gateway), console)
+    assert last.job.state == SUCCEEDED
+    text = console.file.getvalue()
+    assert "100 done in 2 s" in text
+    assert "left out: no pool" in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.42, "0.4 s"), (2, "2 s"), (16.2, "16 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
+)
+def test_durations(seconds, text):
+    assert progress.duration(seconds) == text
+
+
+def test_rows_say_nothing_json_cannot():
+    table = pa.table({"mean": [float("nan"), 0.5]})
+    assert messages.rows(table) == [{"mean": None}, {"mean": 0.5}]
