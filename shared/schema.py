@@ -55,7 +55,7 @@ class Measure:
 
     `name` is a function of `shared.images.measures`. Numeric measures have `edges`, ascending: a value v gets
     the tag at position `searchsorted(edges, v, side="right")`. Categorical measures have none: the function
-    returns the tag's position itself.
+    returns a position in the measure's own tag set, and tags match by name.
     """
 
     name: str

@@ -135,9 +135,12 @@ class ScriptedLLM:
         """The next calls get `faults`, one each."""
         self._faults.extend(faults)
 
-    def heal(self) -> None:
-        """No more faults."""
+    def reset(self) -> None:
+        """No faults ahead, no calls behind."""
         self._faults.clear()
+        self.calls.clear()
+        self.arrived.clear()
+        self.retry_after = "1"
 
     def skip(self, count: int) -> None:
         """The next `count` calls go well."""

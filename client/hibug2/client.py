@@ -113,10 +113,8 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # Closing waits for calls in flight, and an interrupt in the midst of one can leave it in flight for ever.
-        if kind is None or not issubclass(kind, KeyboardInterrupt):
-            self.close()
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close the connection; calls in flight end."""
@@ -268,12 +266,11 @@ class Client:
     def runs(self, dataset: str | None = None) -> list[run_pb2.Run]:
         """The runs of a dataset, or of all, the newest first."""
         name = _dataset_name(dataset) if dataset else ""
-        found: list[run_pb2.Run] = self._all(
+        return self._all(
             lambda token: run_pb2.ListRunsRequest(page_size=_PAGE, page_token=token, dataset=name),
             self._runs.ListRuns,
             lambda response: response.runs,
         )
-        return sorted(found, key=lambda r: r.job.create_time.ToNanoseconds(), reverse=True)
 
     def get_run(self, run: RunLike) -> run_pb2.Run:
         """The run as it is now."""
@@ -310,9 +307,14 @@ class Client:
         """Go on with a run that failed, was cancelled or lost its gateway. Returns at once; `watch` follows it."""
         return self._call(self._runs.ResumeRun, run_pb2.ResumeRunRequest(name=self._run_name(run))).run
 
-    def report(self, run: RunLike) -> bytes:
-        """The report of a run, one self-contained HTML file."""
-        request = run_pb2.ReadReportRequest(name=self._run_name(run))
+    def report(self, run: RunLike, compared: Mapping[str, str] | None = None) -> bytes:
+        """The report of a run, one self-contained HTML file.
+
+        `compared` names models that were trained with the run's picks, each with the method of its picks; they
+        are shown beside the run's own model, as in `compare_repair`.
+        """
+        found = self.get_run(run)
+        request = run_pb2.ReadReportRequest(name=found.name, compared_models=self._compared(found, compared or {}))
         return b"".join(response.html for response in self._read(self._runs.ReadReport, request))
 
     # Results
@@ -378,14 +380,43 @@ class Client:
 
         Columns: instance_id, image_uri, slice_rank, slice_mean. Empty when the run left selection out.
         """
-        wanted = messages.number(repair_pb2.SelectionMethod.DESCRIPTOR, method, "method")
         found = self._finished(run, "selections", empty_when_skipped=True)
-        for name in found.selections:
+        selection = self._selection(found, method)
+        return self._picks_of(selection) if selection else messages.PICKS.empty_table()
+
+    def compare_repair(self, run: RunLike, models: Mapping[str, str], split: str = "test") -> pa.Table:
+        """What training with the picks of a run brought, on the scored instances of `split`.
+
+        `models` maps each model that was trained again to the method of its picks (lowest_mean or random). The
+        first row is the run's own model, with the method "original"; the others follow in their order. Columns:
+        model, method, added_count, and the means overall_mean, failing_mean (instances in at least one error
+        slice), other_mean (the others); null where there is no such instance.
+        """
+        found = self._finished(run, "ranking")
+        request = repair_pb2.CompareRepairRequest(
+            ranking=found.ranking, compared_models=self._compared(found, models), split=split
+        )
+        outcomes = self._call(self._repair.CompareRepair, request).outcomes
+        return pa.Table.from_batches([messages.outcomes_batch(outcomes)])
+
+    def _compared(self, run: run_pb2.Run, models: Mapping[str, str]) -> list[repair_pb2.ComparedModel]:
+        compared = []
+        for model, method in models.items():
+            selection = self._selection(run, method)
+            if not selection:
+                raise UserError("method", f"{run.name} has no {method} picks that '{model}' could be trained with")
+            name = model if "/" in model else f"{run.dataset}/models/{model}"
+            compared.append(repair_pb2.ComparedModel(model=name, selection=selection))
+        return compared
+
+    def _selection(self, run: run_pb2.Run, method: str) -> str | None:
+        """The name of the run's selection by `method`; None when it has none."""
+        wanted = messages.number(repair_pb2.SelectionMethod.DESCRIPTOR, method, "method")
+        for name in run.selections:
             selection = self._call(self._repair.GetSelection, repair_pb2.GetSelectionRequest(name=name))
-            if selection.method != wanted:
-                continue
-            return self._picks_of(name)
-        return messages.PICKS.empty_table()
+            if selection.method == wanted:
+                return name
+        return None
 
     def _picks_of(self, selection: str) -> pa.Table:
         pages = self._pages(
@@ -501,10 +532,10 @@ class Client:
             return run.name
         if run != "latest":
             return run if run.startswith("runs/") else f"runs/{run}"
-        found = self.runs()
-        if not found:
+        newest = self._call(self._runs.ListRuns, run_pb2.ListRunsRequest(page_size=1)).runs
+        if not newest:
             raise UserError("run", "there is no run yet; start one with `hibug2 run DATASET --model MODEL`")
-        return found[0].name
+        return newest[0].name
 
     def _finished(self, run: RunLike, part: str, *, empty_when_skipped: bool = False) -> run_pb2.Run:
         """The run when it has `part`; FAILED_PRECONDITION when that step is still to come."""

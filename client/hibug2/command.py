@@ -444,11 +444,25 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Where to.", show_default="hibug2-RUN.html")
     ] = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--compare",
+            metavar="MODEL=METHOD",
+            help="A model that was trained with the picks of a method (lowest_mean, random); may be repeated.",
+        ),
+    ] = None,
 ) -> None:
     """Writes the report of a run, one HTML file."""
+    compared: dict[str, str] = {}
+    for text in compare or ():
+        model, equals, method = text.partition("=")
+        if not (model and equals and method):
+            raise UserError("--compare", f"'{text}' is not MODEL=METHOD")
+        compared[model] = method
     with session.client() as client:
         found = client.get_run(run)
-        html = client.report(found)
+        html = client.report(found, compared)
     target = out or Path(f"hibug2-{found.name.rpartition('/')[2]}.html")
     with written(target) as part:
         part.write_bytes(html)

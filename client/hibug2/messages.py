@@ -51,6 +51,16 @@ PICKS = pa.schema(
         ("slice_mean", pa.float64()),
     ]
 )
+OUTCOMES = pa.schema(
+    [
+        ("model", pa.string()),
+        ("method", pa.string()),
+        ("added_count", pa.int64()),
+        ("overall_mean", pa.float64()),
+        ("failing_mean", pa.float64()),
+        ("other_mean", pa.float64()),
+    ]
+)
 _SCORE_FIELDS = SLICES.names[3:]
 
 
@@ -168,6 +178,25 @@ def predicted_batch(predicted: Iterable[prediction_pb2.PredictedSlice]) -> pa.Re
 def picks_batch(picks: Iterable[repair_pb2.Pick]) -> pa.RecordBatch:
     """Picks as a batch of PICKS; slice_rank is 0 for a random pick."""
     return pa.RecordBatch.from_pylist([{n: getattr(p, n) for n in PICKS.names} for p in picks], schema=PICKS)
+
+
+def outcomes_batch(outcomes: Iterable[repair_pb2.RepairOutcome]) -> pa.RecordBatch:
+    """Outcomes of repair as a batch of OUTCOMES; the method of the model without picks is "original"."""
+    method = repair_pb2.SelectionMethod.DESCRIPTOR
+    return pa.RecordBatch.from_pylist(
+        [
+            {
+                "model": o.model.rpartition("/")[2],
+                "method": word(method, o.method) if o.selection else "original",
+                "added_count": o.added_count,
+                "overall_mean": o.overall_mean,
+                "failing_mean": o.failing_mean if o.HasField("failing_mean") else None,
+                "other_mean": o.other_mean if o.HasField("other_mean") else None,
+            }
+            for o in outcomes
+        ],
+        schema=OUTCOMES,
+    )
 
 
 def enumeration_schema(scores: Sequence[str]) -> pa.Schema:

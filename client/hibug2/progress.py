@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from queue import SimpleQueue
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -18,11 +20,32 @@ _TENTHS = 10
 
 def follow(runs: Iterable[Run], console: Console) -> Run | None:
     """Show each snapshot of a run on `console` and return the last one; None when there was none."""
+    runs = _aside(runs)
     shown = _bars(runs, console) if console.is_terminal else _lines(runs, console)
     last = None
     for last in shown:  # noqa: B007
         pass
     return last
+
+
+def _aside(runs: Iterable[Run]) -> Iterator[Run]:
+    """`runs`, taken by another thread: Ctrl-C must find this one waiting, for gRPC hangs when a call is cut short."""
+    queue: SimpleQueue[Run | Exception | None] = SimpleQueue()
+
+    def take() -> None:
+        try:
+            for run in runs:
+                queue.put(run)
+        except Exception as error:  # noqa: BLE001  # raised below, in the thread that asked
+            queue.put(error)
+        else:
+            queue.put(None)
+
+    Thread(target=take, daemon=True).start()
+    while (item := queue.get()) is not None:
+        if isinstance(item, Exception):
+            raise item
+        yield item
 
 
 def _bars(runs: Iterable[Run], console: Console) -> Iterator[Run]:
@@ -35,26 +58,26 @@ def _bars(runs: Iterable[Run], console: Console) -> Iterator[Run]:
     with Progress(*columns, console=console) as progress:
         tasks: dict[int, TaskID] = {}
         for run in runs:
-            for step in run.steps:
-                if step.kind not in tasks:
-                    tasks[step.kind] = progress.add_task(step_word(step), total=None, facts="")
+            for i, step in enumerate(run.steps):
+                if i not in tasks:
+                    tasks[i] = progress.add_task(step_word(step), total=None, facts="")
                 total = step.job.total_count or None
                 done = float(step.job.done_count)
                 if _state(step) in {"succeeded", "left out"}:
                     total, done = 1, 1.0
-                progress.update(tasks[step.kind], total=total, completed=done, facts=facts(step))
+                progress.update(tasks[i], total=total, completed=done, facts=facts(step))
             yield run
 
 
 def _lines(runs: Iterable[Run], console: Console) -> Iterator[Run]:
     seen: dict[int, tuple[str, int]] = {}
     for run in runs:
-        for step in run.steps:
+        for i, step in enumerate(run.steps):
             state = _state(step)
             tenth = _TENTHS * step.job.done_count // step.job.total_count if step.job.total_count else 0
             mark = (state, tenth if state == "running" else 0)
-            if state != "pending" and seen.get(step.kind) != mark:
-                seen[step.kind] = mark
+            if state != "pending" and seen.get(i) != mark:
+                seen[i] = mark
                 console.print(Text(f"{step_word(step)}: {facts(step)}"), soft_wrap=True)
         yield run
 

@@ -1,4 +1,4 @@
-"""The whole platform on one machine without containers: every server in one process, an embedded Redis, a folder as store.
+"""The whole platform on one machine without containers: all servers in one process, embedded Redis, a folder as store.
 
 The servers are the ones that containers run, built by the same functions and reached over real sockets; the tagging
 workers are processes of their own.
@@ -53,12 +53,12 @@ class Stack:
     listen: str = _ANY_PORT
     http_port: int = 0
     workers: int = 2
+    with_gateway: bool = True
     settings: Mapping[str, Any] = field(default_factory=dict)  # further settings, for every service that has them
     address: str = ""
     redis_url: str = ""
+    backends: dict[str, str] = field(default_factory=dict)  # the gateway's settings that name them
     _exits: AsyncExitStack = field(default_factory=AsyncExitStack)
-    _gateway: RunningServer | None = None
-    _backends: dict[str, str] = field(default_factory=dict)
 
     async def __aenter__(self) -> Stack:
         try:
@@ -81,10 +81,20 @@ class Stack:
         for name, (settings, start) in BACKENDS.items():
             running = await start(self._settings(settings))
             self._exits.push_async_callback(running.stop)
-            self._backends[f"{name}_address"] = running.address
-        self._start_workers()
-        await self.start_gateway()
-        self._exits.push_async_callback(self.stop_gateway)
+            self.backends[f"{name}_address"] = running.address
+        self.start_workers(self.workers)
+        if self.with_gateway:
+            running = await gateway.start_server(
+                self._settings(
+                    gateway_config.Settings,
+                    listen=self.listen,
+                    http_port=self.http_port,
+                    http_host="127.0.0.1",
+                    **self.backends,
+                )
+            )
+            self._exits.push_async_callback(running.stop)
+            self.address = running.address
 
     def _settings(self, kind: Any, **more: Any) -> Any:
         values = {
@@ -99,25 +109,8 @@ class Stack:
         }
         return kind(**{k: v for k, v in values.items() if k in kind.model_fields})
 
-    async def start_gateway(self) -> None:
-        """Start the gateway; after `stop_gateway` it comes back at the same address."""
-        settings = self._settings(
-            gateway_config.Settings,
-            listen=self.address or self.listen,
-            http_port=self.http_port,
-            http_host="127.0.0.1",
-            **self._backends,
-        )
-        self._gateway = await gateway.start_server(settings)
-        self.address = self._gateway.address
-
-    async def stop_gateway(self) -> None:
-        """Stop the gateway alone; the services behind it go on."""
-        if self._gateway is not None:
-            await self._gateway.stop()
-            self._gateway = None
-
-    def _start_workers(self) -> None:
+    def start_workers(self, count: int) -> None:
+        """Start `count` tagging workers more, each a process."""
         environment = {
             **os.environ,
             "HIBUG2_STORE_URL": (self.folder / "store").resolve().as_uri(),
@@ -128,7 +121,7 @@ class Stack:
             "PYTHONPATH": os.pathsep.join([str(_ROOT), str(_ROOT / "client")]),
             **{f"HIBUG2_{k.upper()}": str(v) for k, v in self.settings.items()},
         }
-        for _ in range(self.workers):
+        for _ in range(count):
             worker = subprocess.Popen([sys.executable, "-m", "services.tagging", "worker"], env=environment)
             self._exits.callback(_end, worker)
 

@@ -138,8 +138,7 @@ def _quantile_edges(known: NDArray[np.float64], quantiles: Sequence[float]) -> l
         return []
     below = np.cumsum(counts)[:-1] / known.size  # the share of values under distinct[1:]
     ordered = np.sort(known)
-    edges = [_rounded(float(distinct[1:][np.abs(below - q).argmin()]), ordered) for q in quantiles]
-    return sorted(edges)
+    return [_rounded(float(distinct[1:][np.abs(below - q).argmin()]), ordered) for q in quantiles]
 
 
 def _rounded(edge: float, ordered: NDArray[np.float64]) -> float:
@@ -148,6 +147,6 @@ def _rounded(edge: float, ordered: NDArray[np.float64]) -> float:
     for digits in range(2, 17):
         shorter = float(f"{edge:.{digits}g}")
         moved = abs(int(np.searchsorted(ordered, shorter)) - int(below))
-        if moved <= ROUNDING * ordered.size and ordered[0] < shorter <= ordered[-1]:
+        if moved <= ROUNDING * ordered.size:
             return shorter
     return edge

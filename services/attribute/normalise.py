@@ -169,7 +169,7 @@ def clean_tags(name: str, category: Category, raw: Sequence[str], max_tags: int)
     """
     tags: dict[tuple[str, ...], str] = {}
     for text in raw:
-        tag = " ".join(word for word in _clean(text).split() if word not in _ARTICLES)
+        tag = re.sub(r"^(?:(?:a|an|the) )+", "", _clean(text))
         tag = _SAME_TAG.get(_tag_key(tag), tag)
         if tag and len(tag) <= _MAX_CHARACTERS and _tag_key(tag) not in _NO_ANSWER:
             tags.setdefault(_tag_key(tag), tag)

@@ -58,9 +58,7 @@ class SliceServicer(rpc.SliceServiceServicer):
                 )
         return response
 
-    async def ReadSlices(
-        self, request: pb.ReadSlicesRequest, context: Context
-    ) -> AsyncIterator[pb.ReadSlicesResponse]:
+    async def ReadSlices(self, request: pb.ReadSlicesRequest, context: Context) -> AsyncIterator[pb.ReadSlicesResponse]:
         stored = await asyncio.to_thread(self._open, call.team.get(), request.parent)
         positions = choose(stored.columns, stored.items, stored.words, request.filter, "")
         # Rows become batches as the reader takes them: a slow reader holds one batch, not the table.

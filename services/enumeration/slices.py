@@ -104,7 +104,7 @@ def rank_artifact(
     scored = ~np.isnan(scores)
     if not scored.any():
         raise Precondition(
-            f"model '{model.model}' has no score for any of the {len(scores)} '{parameters['split']}' instances; add them"
+            f"model '{model.model}' has no score for any of the {len(scores)} {parameters['split']} instances; add them"
         )
     overall, loss = float(scores[scored].mean()), float((1.0 - scores[scored]).sum())
     per_slice, total = lattice.score_slices(
@@ -208,9 +208,7 @@ def slice_instances(artifacts: Artifacts, stored: StoredSlices, pairs: list[tupl
     return ids
 
 
-def enumerated_table(
-    found: lattice.Slices, words: Vocabulary, score_columns: tuple[str, ...]
-) -> pa.Table:
+def enumerated_table(found: lattice.Slices, words: Vocabulary, score_columns: tuple[str, ...]) -> pa.Table:
     """Slices of a table that was sent along: tags, count, and <score>_count and <score>_mean a score column."""
     columns: dict[str, pa.Array] = {"tags": tags_column(found.items, words), "count": pa.array(found.count)}
     fields = [pa.field("tags", TAGS), pa.field("count", pa.int64())]

@@ -9,15 +9,16 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
+from hibug2.v1 import repair_pb2, types_pb2
 from hibug2.v1 import run_pb2 as pb
 from hibug2.v1 import run_pb2_grpc as rpc
-from hibug2.v1 import types_pb2
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from services.gateway.config import Settings
 from services.gateway.datasets import SPLITS
-from services.gateway.report.gather import RunRefs, gather
+from services.gateway.report.gather import Outcomes, RunRefs, gather
+from services.gateway.report.model import Outcome
 from services.gateway.report.render import render
 from services.gateway.runs import (
     BUDGET,
@@ -47,6 +48,8 @@ log = logs.get("gateway.runs")
 Context = grpc.aio.ServicerContext[Any, Any]
 SWEEP_S = 5.0
 _CHUNK = 512 * 1024
+# How the report calls the ways of picking.
+_METHODS = {repair_pb2.SELECTION_METHOD_LOWEST_MEAN: "hibug2", repair_pb2.SELECTION_METHOD_RANDOM: "random"}
 
 
 class RunServicer(rpc.RunServiceServicer):
@@ -229,42 +232,45 @@ class RunServicer(rpc.RunServiceServicer):
     # The report
 
     async def _write_report(self, run: pb.Run) -> None:
-        html = await asyncio.to_thread(self._render, self._artifacts(), run, ())
+        html = await asyncio.to_thread(self._render, self._artifacts(), run, Outcomes())
         await asyncio.to_thread(self._store.write, self._artifacts().run_path(run_id(run), "report.html"), html)
 
-    def _render(self, artifacts: Artifacts, run: pb.Run, compared: tuple[tuple[str, Name], ...]) -> bytes:
-        selections = [parse(s, "selections", "selections") for s in run.selections]
+    def _render(self, artifacts: Artifacts, run: pb.Run, outcomes: Outcomes) -> bytes:
         refs = RunRefs(
             run=run.name,
             dataset=run.dataset.partition("/")[2],
             model=parse(run.model, "models", "model").id,
             ranking=parse(run.ranking, "rankings", "ranking"),
             prediction=parse(run.prediction, "predictions", "prediction") if run.prediction else None,
-            selection=selections[0] if selections else None,
-            compared=compared,
+            selection=parse(run.selections[0], "selections", "selections") if run.selections else None,
         )
-        return render(gather(artifacts, ImageReader(self._settings.image_prefixes), refs)).encode()
+        return render(gather(artifacts, ImageReader(self._settings.image_prefixes), refs, outcomes)).encode()
 
-    async def report(self, name: str, compared_models: Sequence[pb.ComparedModel]) -> bytes:
-        """The report of a run, made anew when models are compared; Precondition before the run has one."""
-        run = await self._shelf.read(_run_key(name))
+    async def _outcomes(self, run: pb.Run, compared: Sequence[repair_pb2.ComparedModel]) -> Outcomes:
+        request = repair_pb2.CompareRepairRequest(ranking=run.ranking, compared_models=compared)
+        answer = await self._backends.repair.CompareRepair(request)
+        rows = tuple(
+            Outcome(
+                method=_METHODS.get(o.method, "original") if o.selection else "original",
+                added=o.added_count,
+                overall=o.overall_mean,
+                in_failing_slices=o.failing_mean,
+            )
+            for o in answer.outcomes
+            if o.HasField("failing_mean")
+        )
+        return Outcomes(rows, answer.instance_count, answer.failing_count)
+
+    async def ReadReport(self, request: pb.ReadReportRequest, context: Context) -> AsyncIterator[pb.ReadReportResponse]:
+        run = await self._shelf.read(_run_key(request.name))
         if not run.ranking or run.job.state not in DONE:
             raise Precondition(f"{run.name} has no report yet; it is written when the run ends")
         artifacts = self._artifacts()
-        if compared_models:
-            dataset = run.dataset.partition("/")[2]
-            compared = tuple(
-                (
-                    parse(c.model, "models", f"compared_models[{i}].model", dataset).id,
-                    parse(c.selection, "selections", f"compared_models[{i}].selection", dataset),
-                )
-                for i, c in enumerate(compared_models)
-            )
-            return await asyncio.to_thread(self._render, artifacts, run, compared)
-        return await asyncio.to_thread(self._store.read, artifacts.run_path(run_id(run), "report.html"))
-
-    async def ReadReport(self, request: pb.ReadReportRequest, context: Context) -> AsyncIterator[pb.ReadReportResponse]:
-        html = await self.report(request.name, request.compared_models)
+        if request.compared_models:
+            outcomes = await self._outcomes(run, request.compared_models)
+            html = await asyncio.to_thread(self._render, artifacts, run, outcomes)
+        else:
+            html = await asyncio.to_thread(self._store.read, artifacts.run_path(run_id(run), "report.html"))
         for start in range(0, len(html), _CHUNK):
             yield pb.ReadReportResponse(html=html[start : start + _CHUNK])
 

@@ -74,9 +74,7 @@ def pick_artifact(
             column = pool.schema.names().index(MAIN_OBJECT)
             codes[:, column] = class_codes(pool.schema, rows, artifacts.scores(model))
         errors = artifacts.read_part(ranking, "error_slices")
-        chosen = select(
-            codes, pool.tag_counts, items_of(errors), errors.column("mean").to_numpy(), budget, ids=ids
-        )
+        chosen = select(codes, pool.tag_counts, items_of(errors), errors.column("mean").to_numpy(), budget, ids=ids)
         unmatched = int(chosen.unmatched.size)
     artifacts.write_part(name, "picks", _picks(chosen, rows, artifacts.read_part(ranking, "error_slices")))
     artifacts.complete(

@@ -11,6 +11,7 @@ from hibug2.v1 import repair_pb2 as pb
 from hibug2.v1 import repair_pb2_grpc as rpc
 from redis.asyncio import Redis
 
+from services.repair.compare import compare
 from services.repair.config import Settings
 from services.repair.pick import LOWEST_MEAN, RANDOM, pick_artifact, pool_of
 from shared.errors import invalid
@@ -25,13 +26,14 @@ from shared.store.artifacts import Artifacts
 from shared.store.store import Store
 
 Context = grpc.aio.ServicerContext[Any, Any]
-POOL = "pool"
+POOL, TEST = "pool", "test"
 REVISION = 1  # raised when the same input would give another selection
 _METHODS = {
     pb.SELECTION_METHOD_UNSPECIFIED: LOWEST_MEAN,
     pb.SELECTION_METHOD_LOWEST_MEAN: LOWEST_MEAN,
     pb.SELECTION_METHOD_RANDOM: RANDOM,
 }
+_PROTO_METHODS = {LOWEST_MEAN: pb.SELECTION_METHOD_LOWEST_MEAN, RANDOM: pb.SELECTION_METHOD_RANDOM}
 
 
 class RepairServicer(rpc.RepairServiceServicer):
@@ -95,8 +97,7 @@ class RepairServicer(rpc.RepairServiceServicer):
         if await asyncio.to_thread(artifacts.is_complete, name):
             manifest = await asyncio.to_thread(artifacts.manifest, name)
             summary = manifest.summary
-            random = summary["method"] == RANDOM
-            response.method = pb.SELECTION_METHOD_RANDOM if random else pb.SELECTION_METHOD_LOWEST_MEAN
+            response.method = _PROTO_METHODS[summary["method"]]
             response.pick_count, response.pool_count = summary["pick_count"], summary["pool_count"]
             response.unmatched_slice_count = summary["unmatched_slice_count"]
             response.provenance.CopyFrom(provenance_proto(manifest.provenance))
@@ -126,6 +127,29 @@ class RepairServicer(rpc.RepairServiceServicer):
                 image_uri=row["image_uri"],
                 slice_rank=row["slice_rank"],
                 slice_mean=row["slice_mean"],
+            )
+        return response
+
+    async def CompareRepair(self, request: pb.CompareRepairRequest, context: Context) -> pb.CompareRepairResponse:
+        ranking = parse(request.ranking, "rankings", "ranking")
+        compared = [
+            (
+                parse(c.model, "models", f"compared_models[{i}].model", within=ranking.dataset).id,
+                parse(c.selection, "selections", f"compared_models[{i}].selection", within=ranking.dataset),
+            )
+            for i, c in enumerate(request.compared_models)
+        ]
+        found = await asyncio.to_thread(compare, self._artifacts(), ranking, compared, request.split or TEST)
+        response = pb.CompareRepairResponse(instance_count=found.instance_count, failing_count=found.failing_count)
+        for o in found.outcomes:
+            response.outcomes.add(
+                model=f"datasets/{ranking.dataset}/models/{o.model}",
+                selection=str(o.selection or ""),
+                method=_PROTO_METHODS.get(o.method, pb.SELECTION_METHOD_UNSPECIFIED),
+                added_count=o.added,
+                overall_mean=o.overall,
+                failing_mean=o.failing,
+                other_mean=o.other,
             )
         return response
 

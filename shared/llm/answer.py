@@ -91,8 +91,10 @@ def _embedded(text: str) -> Iterator[tuple[int, Any]]:
         try:
             value, at = _DECODER.raw_decode(text, match.start())
             yield at - match.start(), value
-        except (ValueError, RecursionError):
+        except ValueError:
             at = match.end()
+        except RecursionError:  # no answer is a thousand levels deep, and trying each level takes for ever
+            return
 
 
 def _not_json(constant: str) -> NoReturn:

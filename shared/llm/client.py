@@ -172,7 +172,8 @@ class LLM:
         Raises as `ask` does, WrongAnswer itself excepted.
         """
         async with self._slots:
-            dialect: _Dialect | None = self._dialect
+            known = self._dialect
+            dialect: _Dialect | None = known
             while dialect is not None:
                 spoken = dialect
                 body: dict[str, Any] = {
@@ -194,7 +195,7 @@ class LLM:
                     refusal = error
                     dialect = _simpler(spoken, error, body) if isinstance(error, openai.APIStatusError) else None
                     continue
-                if spoken != self._dialect:  # kept only now that it is known to help
+                if spoken != known:  # kept only now that it is known to help
                     log.info("endpoint takes less than asked", host=self._host, takes=str(spoken))
                     self._dialect = spoken
                 return self._read(completion)

@@ -7,6 +7,8 @@ import io
 import logging
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 
 import numpy as np
@@ -43,10 +45,16 @@ ATTRIBUTES = tuple(
 )
 
 
+@pytest.fixture(scope="module")
+def running() -> Iterator[ScriptedLLM]:
+    with ScriptedLLM() as started:
+        yield started
+
+
 @pytest.fixture
-def server() -> Iterator[ScriptedLLM]:
-    with ScriptedLLM() as running:
-        yield running
+def server(running: ScriptedLLM) -> ScriptedLLM:
+    running.reset()
+    return running
 
 
 def client(server: ScriptedLLM, **changed: object) -> LLM:
@@ -122,6 +130,15 @@ async def test_retry_after_is_honoured(server: ScriptedLLM) -> None:
     assert second.begin_s - first.begin_s >= 1
 
 
+async def test_retry_after_may_be_a_date(server: ScriptedLLM) -> None:
+    server.retry_after = format_datetime(datetime.now(UTC) + timedelta(seconds=3), usegmt=True)  # whole seconds
+    server.fail(Fault.RATE_LIMIT_RETRY_AFTER)
+    async with client(server) as llm:
+        await llm.ask(ASKED, YES_NO)
+    first, second = server.calls
+    assert second.begin_s - first.begin_s >= 1.5
+
+
 async def test_a_wait_beyond_the_bound_is_not_begun(server: ScriptedLLM) -> None:
     server.retry_after = "3600"
     server.fail(Fault.RATE_LIMIT_RETRY_AFTER)
@@ -162,7 +179,7 @@ async def test_a_request_that_is_not_taken_in_any_form(server: ScriptedLLM) -> N
         with pytest.raises(Precondition, match="400"):
             await llm.ask(ASKED, YES_NO, temperature=0, max_tokens=10)
         assert len(server.calls) <= 4
-        server.heal()
+        server.reset()
         await llm.ask(ASKED, YES_NO, temperature=0)
     assert server.calls[-1].format == "json_schema"
     assert "temperature" in server.calls[-1].body

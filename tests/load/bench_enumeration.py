@@ -75,16 +75,18 @@ def main() -> None:
     lines = [
         "## Enumeration",
         "",
-        f"{n_rows:,} instances, {n_attributes} attributes of 2 to 6 tags ({int(np.sum(tag_counts))} in all), min_count {MIN_COUNT}, "
-        f"max_depth {MAX_DEPTH}: {len(ours):,} slices. One process, one 0/1 score column, medians of {ROUNDS} alternating rounds; "
-        f"Python {platform.python_version()}, numpy {np.__version__}, {os.cpu_count()} cores ({_processor()}).",
+        f"{n_rows:,} instances, {n_attributes} attributes of 2 to 6 tags ({int(np.sum(tag_counts))} in all), "
+        f"min_count {MIN_COUNT}, max_depth {MAX_DEPTH}: {len(ours):,} slices. One process, one 0/1 score column, "
+        f"medians of {ROUNDS} alternating rounds; Python {platform.python_version()}, numpy {np.__version__}, "
+        f"{os.cpu_count()} cores ({_processor()}).",
         "",
         "| what | seconds | times ours |",
         "|---|---:|---:|",
         *(f"| {name} | {value:,.2f} | {value / median['ours']:,.1f} |" for name, value in median.items()),
         "",
-        f"Algorithms 1 and 2 are scaled from samples (of {NAIVE_SAMPLE} attribute combinations a depth, and of the children of "
-        f"{TREE_SAMPLE} two-pair slices), counts and sums included; the {checked:,} slices they yielded have our counts and sums.",
+        f"Algorithms 1 and 2 are scaled from samples (of {NAIVE_SAMPLE} attribute combinations a depth, and of the "
+        f"children of {TREE_SAMPLE} two-pair slices), counts and sums included; the {checked:,} slices they yielded "
+        "have our counts and sums.",
     ]
     _write("\n".join(lines))
     print("\n".join(lines))

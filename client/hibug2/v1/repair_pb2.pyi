@@ -318,3 +318,133 @@ class ListPicksResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListPicksResponse: _TypeAlias = ListPicksResponse  # noqa: Y015
+
+@_typing.final
+class ComparedModel(_message.Message):
+    """A model that was trained with a selection."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    SELECTION_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """datasets/{dataset}/models/{model}"""
+    selection: _builtins.str
+    """datasets/{dataset}/selections/{selection}"""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        selection: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "selection", b"selection"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ComparedModel: _TypeAlias = ComparedModel  # noqa: Y015
+
+@_typing.final
+class CompareRepairRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANKING_FIELD_NUMBER: _builtins.int
+    COMPARED_MODELS_FIELD_NUMBER: _builtins.int
+    SPLIT_FIELD_NUMBER: _builtins.int
+    ranking: _builtins.str
+    """datasets/{dataset}/rankings/{ranking}"""
+    split: _builtins.str
+    """The split whose scores are compared; empty is test."""
+    @_builtins.property
+    def compared_models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ComparedModel]: ...
+    def __init__(
+        self,
+        *,
+        ranking: _builtins.str = ...,
+        compared_models: _abc.Iterable[Global___ComparedModel] | None = ...,
+        split: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compared_models", b"compared_models", "ranking", b"ranking", "split", b"split"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareRepairRequest: _TypeAlias = CompareRepairRequest  # noqa: Y015
+
+@_typing.final
+class RepairOutcome(_message.Message):
+    """Mean scores of one model: over all scored instances, over those in at least one error slice, over the others."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    SELECTION_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    ADDED_COUNT_FIELD_NUMBER: _builtins.int
+    OVERALL_MEAN_FIELD_NUMBER: _builtins.int
+    FAILING_MEAN_FIELD_NUMBER: _builtins.int
+    OTHER_MEAN_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    selection: _builtins.str
+    """Empty for the model that was ranked, which was trained without picks."""
+    method: Global___SelectionMethod.ValueType
+    added_count: _builtins.int
+    overall_mean: _builtins.float
+    failing_mean: _builtins.float
+    other_mean: _builtins.float
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        selection: _builtins.str = ...,
+        method: Global___SelectionMethod.ValueType = ...,
+        added_count: _builtins.int = ...,
+        overall_mean: _builtins.float = ...,
+        failing_mean: _builtins.float | None = ...,
+        other_mean: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_failing_mean", b"_failing_mean", "_other_mean", b"_other_mean", "failing_mean", b"failing_mean", "other_mean", b"other_mean"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_failing_mean", b"_failing_mean", "_other_mean", b"_other_mean", "added_count", b"added_count", "failing_mean", b"failing_mean", "method", b"method", "model", b"model", "other_mean", b"other_mean", "overall_mean", b"overall_mean", "selection", b"selection"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__failing_mean: _TypeAlias = _typing.Literal["failing_mean"]  # noqa: Y015
+    _WhichOneofArgType__failing_mean: _TypeAlias = _typing.Literal["_failing_mean", b"_failing_mean"]  # noqa: Y015
+    _WhichOneofReturnType__other_mean: _TypeAlias = _typing.Literal["other_mean"]  # noqa: Y015
+    _WhichOneofArgType__other_mean: _TypeAlias = _typing.Literal["_other_mean", b"_other_mean"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__failing_mean) -> _WhichOneofReturnType__failing_mean | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__other_mean) -> _WhichOneofReturnType__other_mean | None: ...
+
+Global___RepairOutcome: _TypeAlias = RepairOutcome  # noqa: Y015
+
+@_typing.final
+class CompareRepairResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    INSTANCE_COUNT_FIELD_NUMBER: _builtins.int
+    FAILING_COUNT_FIELD_NUMBER: _builtins.int
+    instance_count: _builtins.int
+    failing_count: _builtins.int
+    """Of them, those in at least one error slice."""
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___RepairOutcome]:
+        """The ranked model first, then the compared ones in their order."""
+
+    def __init__(
+        self,
+        *,
+        outcomes: _abc.Iterable[Global___RepairOutcome] | None = ...,
+        instance_count: _builtins.int = ...,
+        failing_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failing_count", b"failing_count", "instance_count", b"instance_count", "outcomes", b"outcomes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareRepairResponse: _TypeAlias = CompareRepairResponse  # noqa: Y015

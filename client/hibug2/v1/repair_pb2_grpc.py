@@ -60,6 +60,11 @@ class RepairServiceStub:
                 request_serializer=hibug2_dot_v1_dot_repair__pb2.ListPicksRequest.SerializeToString,
                 response_deserializer=hibug2_dot_v1_dot_repair__pb2.ListPicksResponse.FromString,
                 _registered_method=True)
+        self.CompareRepair = channel.unary_unary(
+                '/hibug2.v1.RepairService/CompareRepair',
+                request_serializer=hibug2_dot_v1_dot_repair__pb2.CompareRepairRequest.SerializeToString,
+                response_deserializer=hibug2_dot_v1_dot_repair__pb2.CompareRepairResponse.FromString,
+                _registered_method=True)
 
 
 class RepairServiceServicer:
@@ -96,6 +101,13 @@ class RepairServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CompareRepair(self, request, context):
+        """What training with a selection brought: scores on held-out instances, before and after.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RepairServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -123,6 +135,11 @@ def add_RepairServiceServicer_to_server(servicer, server):
                     servicer.ListPicks,
                     request_deserializer=hibug2_dot_v1_dot_repair__pb2.ListPicksRequest.FromString,
                     response_serializer=hibug2_dot_v1_dot_repair__pb2.ListPicksResponse.SerializeToString,
+            ),
+            'CompareRepair': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompareRepair,
+                    request_deserializer=hibug2_dot_v1_dot_repair__pb2.CompareRepairRequest.FromString,
+                    response_serializer=hibug2_dot_v1_dot_repair__pb2.CompareRepairResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -261,6 +278,33 @@ class RepairService:
             '/hibug2.v1.RepairService/ListPicks',
             hibug2_dot_v1_dot_repair__pb2.ListPicksRequest.SerializeToString,
             hibug2_dot_v1_dot_repair__pb2.ListPicksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompareRepair(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hibug2.v1.RepairService/CompareRepair',
+            hibug2_dot_v1_dot_repair__pb2.CompareRepairRequest.SerializeToString,
+            hibug2_dot_v1_dot_repair__pb2.CompareRepairResponse.FromString,
             options,
             channel_credentials,
             insecure,

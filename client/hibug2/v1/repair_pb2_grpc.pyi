@@ -38,6 +38,8 @@ class RepairServiceStub:
     CancelSelection: _grpc.UnaryUnaryMultiCallable[_repair_pb2.CancelSelectionRequest, _repair_pb2.CancelSelectionResponse]
     WatchSelection: _grpc.UnaryStreamMultiCallable[_repair_pb2.WatchSelectionRequest, _repair_pb2.WatchSelectionResponse]
     ListPicks: _grpc.UnaryUnaryMultiCallable[_repair_pb2.ListPicksRequest, _repair_pb2.ListPicksResponse]
+    CompareRepair: _grpc.UnaryUnaryMultiCallable[_repair_pb2.CompareRepairRequest, _repair_pb2.CompareRepairResponse]
+    """What training with a selection brought: scores on held-out instances, before and after."""
 
 @_typing.type_check_only
 class RepairServiceAsyncStub(RepairServiceStub):
@@ -49,6 +51,8 @@ class RepairServiceAsyncStub(RepairServiceStub):
     CancelSelection: _aio.UnaryUnaryMultiCallable[_repair_pb2.CancelSelectionRequest, _repair_pb2.CancelSelectionResponse]  # type: ignore[assignment]
     WatchSelection: _aio.UnaryStreamMultiCallable[_repair_pb2.WatchSelectionRequest, _repair_pb2.WatchSelectionResponse]  # type: ignore[assignment]
     ListPicks: _aio.UnaryUnaryMultiCallable[_repair_pb2.ListPicksRequest, _repair_pb2.ListPicksResponse]  # type: ignore[assignment]
+    CompareRepair: _aio.UnaryUnaryMultiCallable[_repair_pb2.CompareRepairRequest, _repair_pb2.CompareRepairResponse]  # type: ignore[assignment]
+    """What training with a selection brought: scores on held-out instances, before and after."""
 
 class RepairServiceServicer(metaclass=_abc_1.ABCMeta):
     """Which pool instances to train on next (paper 4.1, 5.5)."""
@@ -87,5 +91,13 @@ class RepairServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _repair_pb2.ListPicksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_repair_pb2.ListPicksResponse, _abc.Awaitable[_repair_pb2.ListPicksResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def CompareRepair(
+        self,
+        request: _repair_pb2.CompareRepairRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_repair_pb2.CompareRepairResponse, _abc.Awaitable[_repair_pb2.CompareRepairResponse]]:
+        """What training with a selection brought: scores on held-out instances, before and after."""
 
 def add_RepairServiceServicer_to_server(servicer: RepairServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

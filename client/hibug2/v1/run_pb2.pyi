@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from hibug2.v1 import repair_pb2 as _repair_pb2
 from hibug2.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
@@ -502,32 +503,6 @@ class WatchRunResponse(_message.Message):
 Global___WatchRunResponse: _TypeAlias = WatchRunResponse  # noqa: Y015
 
 @_typing.final
-class ComparedModel(_message.Message):
-    """A model that was trained with a selection of the run."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    MODEL_FIELD_NUMBER: _builtins.int
-    SELECTION_FIELD_NUMBER: _builtins.int
-    model: _builtins.str
-    """datasets/{dataset}/models/{model}"""
-    selection: _builtins.str
-    """datasets/{dataset}/selections/{selection}"""
-    def __init__(
-        self,
-        *,
-        model: _builtins.str = ...,
-        selection: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "selection", b"selection"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ComparedModel: _TypeAlias = ComparedModel  # noqa: Y015
-
-@_typing.final
 class ReadReportRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -536,14 +511,14 @@ class ReadReportRequest(_message.Message):
     name: _builtins.str
     """runs/{run}"""
     @_builtins.property
-    def compared_models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ComparedModel]:
+    def compared_models(self) -> _containers.RepeatedCompositeFieldContainer[_repair_pb2.ComparedModel]:
         """Shown beside the run's own model on the test split, overall and in the run's failing slices."""
 
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
-        compared_models: _abc.Iterable[Global___ComparedModel] | None = ...,
+        compared_models: _abc.Iterable[_repair_pb2.ComparedModel] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

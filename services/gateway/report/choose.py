@@ -11,7 +11,7 @@ import numpy.typing as npt
 # A heatmap with more tags than this on a side cannot be read.
 MAX_TAGS = 16
 # The choice is made on at most about this many instances, evenly thinned: it needs no more.
-_MAX_ROWS = 200_000
+_MAX_ROWS = 50_000
 
 
 def cross(
@@ -51,7 +51,7 @@ def widest_pairs(
     spread are not given. At most `limit` pairs (i, j), i < j.
     """
     step = max(1, len(scores) // _MAX_ROWS)
-    codes, scores = codes[::step], scores[::step]
+    codes, scores = np.asfortranarray(codes[::step]), scores[::step]  # columns are read one at a time
     scored = ~np.isnan(scores)
     if not scored.any():
         return []

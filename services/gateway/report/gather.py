@@ -31,8 +31,6 @@ MAX_SLICES, MAX_PREDICTED, MAX_PICK_SLICES = 200, 40, 40
 PICTURED_SLICES, PICTURES, PICTURE_PX = 40, 8, 96
 HEATMAPS = 2
 _CROP_MARGIN = 0.15
-_METHODS = {"lowest_mean": "hibug2"}  # how a selection's method is called beside its rivals
-TEST = "test"
 
 Mask = npt.NDArray[np.bool_]
 
@@ -47,7 +45,15 @@ class RunRefs:
     ranking: Name
     prediction: Name | None
     selection: Name | None  # picks of the method
-    compared: tuple[tuple[str, Name], ...] = ()  # models, and the selection that each was trained with
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What training with the selection brought, on `test_count` held-out instances."""
+
+    rows: tuple[page.Outcome, ...] = ()
+    test_count: int = 0
+    failing_test_count: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,13 +84,12 @@ class _Facts:
         return tuple(self.pairs[i] for i in items if i >= 0)
 
 
-def gather(artifacts: Artifacts, reader: ImageReader, refs: RunRefs) -> page.ReportData:
+def gather(artifacts: Artifacts, reader: ImageReader, refs: RunRefs, outcomes: Outcomes) -> page.ReportData:
     """Everything that the report of a run shows; lists are cut to what a page can hold."""
     manifest = artifacts.manifest(refs.ranking)
     parameters, summary = manifest.provenance.parameters, manifest.summary
     split = str(parameters["split"])
-    whole, all_rows = _tags_and_rows(artifacts, str(parameters["tagging"]))
-    table, rows = _of_split(whole, all_rows, split)
+    table, rows = _of_split(*_tags_and_rows(artifacts, str(parameters["tagging"])), split)
     record = artifacts.model(refs.dataset, refs.model)
     stored = artifacts.scores(record)
     facts = _Facts(
@@ -117,7 +122,7 @@ def gather(artifacts: Artifacts, reader: ImageReader, refs: RunRefs) -> page.Rep
         heatmaps=_heatmaps(facts, int(parameters["min_count"])),
         predicted_slices=predicted,
         predicted_slice_total=predicted_total,
-        repair=_repair(facts, *_of_split(whole, all_rows, TEST)),
+        repair=_repair(facts, outcomes),
         provenance={
             "run": refs.run,
             "dataset hash": dataset.digest,
@@ -264,7 +269,7 @@ def _predicted(facts: _Facts) -> tuple[tuple[page.PredictedSlice, ...], int]:
     return tuple(out), table.num_rows
 
 
-def _repair(facts: _Facts, test: TagTable, test_rows: pa.Table) -> page.Repair | None:
+def _repair(facts: _Facts, outcomes: Outcomes) -> page.Repair | None:
     if facts.refs.selection is None:
         return None
     manifest = facts.artifacts.manifest(facts.refs.selection)
@@ -273,7 +278,6 @@ def _repair(facts: _Facts, test: TagTable, test_rows: pa.Table) -> page.Repair |
     per_rank = np.bincount(ranks, minlength=facts.errors.num_rows + 1)
     asked = np.flatnonzero(per_rank[1:])
     items, means = items_of(facts.errors), facts.errors.column("mean").to_numpy()
-    outcomes, failing = _outcomes(facts, test, test_rows)
     return page.Repair(
         budget=int(manifest.provenance.parameters["budget"]),
         picked=int(manifest.summary["pick_count"]),
@@ -284,50 +288,7 @@ def _repair(facts: _Facts, test: TagTable, test_rows: pa.Table) -> page.Repair |
             for i in asked[:MAX_PICK_SLICES]
         ),
         by_slice_total=int(asked.size),
-        outcomes=outcomes,
-        test_count=test_rows.num_rows if outcomes else 0,
-        failing_test_count=failing if outcomes else 0,
-    )
-
-
-def in_failing_slices(
-    table: TagTable, offsets: npt.NDArray[np.int64], items: npt.NDArray[np.int32], limit: int = 100_000
-) -> Mask:
-    """(N,) which rows of `table` lie in at least one of the error slices (E, D), the first `limit` of them."""
-    found = np.zeros(len(table.codes), dtype=bool)
-    member = [table.codes[:, j] == t for j, n in enumerate(np.diff(offsets)) for t in range(n)]
-    for row in items[:limit]:
-        keep = ~found
-        for item in row[row >= 0]:
-            keep = keep & member[item]
-        found |= keep
-    return found
-
-
-def _outcomes(facts: _Facts, test: TagTable, test_rows: pa.Table) -> tuple[tuple[page.Outcome, ...], int]:
-    """Test scores of the run's model and of those it is compared with; none when nothing is compared."""
-    if not facts.refs.compared or not test_rows.num_rows:
-        return (), 0
-    failing = in_failing_slices(test, facts.offsets, items_of(facts.errors))
-    rivals = [_outcome(facts, facts.refs.model, None, test, failing)]
-    rivals += [_outcome(facts, model, selection, test, failing) for model, selection in facts.refs.compared]
-    return tuple(o for o in rivals if o is not None), int(failing.sum())
-
-
-def _outcome(facts: _Facts, model: str, selection: Name | None, test: TagTable, failing: Mask) -> page.Outcome | None:
-    """None when the model has no score where the slices fail."""
-    record = facts.artifacts.model(facts.refs.dataset, model)
-    scores = scores_in_order(facts.artifacts.scores(record), test.instance_ids)
-    scored = ~np.isnan(scores)
-    if not (scored & failing).any():
-        return None
-    method, added = "original", 0
-    if selection is not None:
-        summary = facts.artifacts.manifest(selection).summary
-        method, added = str(summary["method"]), int(summary["pick_count"])
-    return page.Outcome(
-        method=_METHODS.get(method, method),
-        added=added,
-        overall=float(scores[scored].mean()),
-        in_failing_slices=float(scores[scored & failing].mean()),
+        outcomes=outcomes.rows,
+        test_count=outcomes.test_count,
+        failing_test_count=outcomes.failing_test_count,
     )

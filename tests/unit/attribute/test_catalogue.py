@@ -35,6 +35,7 @@ def test_the_catalogue_is_sound():
             cuts = entry.edges or entry.quantiles
             assert list(cuts) == sorted(set(cuts))
             assert len(cuts) + 1 == len(entry.tags)
+            assert bool(entry.quantiles) == (entry.least > 0)
         else:
             assert entry.tags == kind.tags
             assert not entry.edges
@@ -60,10 +61,10 @@ def matrices(draw) -> tuple[np.ndarray, list[str]]:
     return np.array([draw(column(name, rows)) for name in names], dtype=float).reshape(len(names), rows).T, names
 
 
-@given(matrices(), st.sampled_from(Task), st.booleans())
+@given(matrices(), st.sampled_from([1, 40]), st.sampled_from(Task), st.booleans())
 @settings(max_examples=300, deadline=None)
-def test_whatever_the_values_the_schema_obeys_the_rules(matrix, task, has_boxes):
-    values, names = matrix
+def test_whatever_the_values_the_schema_obeys_the_rules(matrix, copies, task, has_boxes):
+    values, names = np.repeat(matrix[0], copies, axis=0), matrix[1]
     found = measured_attributes(values, names, task, has_boxes)
     if not found:
         return

@@ -214,7 +214,8 @@ class Gateway(
 
     def ListRuns(self, request, context):
         self._enter(request, context)
-        return run_pb2.ListRunsResponse(runs=self.runs.values())
+        newest = sorted(self.runs.values(), key=lambda r: r.job.create_time.seconds, reverse=True)
+        return run_pb2.ListRunsResponse(runs=newest[: request.page_size])
 
     def CancelRun(self, request, context):
         self._enter(request, context)
@@ -303,6 +304,15 @@ class Gateway(
         rank = 0 if request.parent.endswith("s2") else 1
         picks = [repair_pb2.Pick(instance_id="p1", image_uri="file:///p1.png", slice_rank=rank, slice_mean=0.25)]
         return repair_pb2.ListPicksResponse(picks=picks)
+
+    def CompareRepair(self, request, context):
+        self._enter(request, context)
+        outcomes = [repair_pb2.RepairOutcome(model="datasets/bears/models/v1", overall_mean=0.5, failing_mean=0.25)]
+        for c in request.compared_models:
+            method = repair_pb2.SelectionMethod.ValueType(2 if c.selection.endswith("s2") else 1)
+            outcome = repair_pb2.RepairOutcome(model=c.model, selection=c.selection, method=method, added_count=9)
+            outcomes.append(outcome)
+        return repair_pb2.CompareRepairResponse(outcomes=outcomes)
 
     def EnumerateTable(self, parts, context):
         """Slices of one pair only: enough to see that tags and scores arrive and results come back."""

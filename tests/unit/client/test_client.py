@@ -202,6 +202,25 @@ def test_predictions_picks_instances_and_report(client, gateway):
     assert client.report("abc") == "<html>café</html>".encode()
 
 
+def test_what_repair_brought(client, gateway):
+    gateway.add_run()
+    found = client.compare_repair("abc", {"v2": "random", "v3": "lowest_mean"}).to_pylist()
+    assert [(row["model"], row["method"], row["added_count"]) for row in found] == [
+        ("v1", "original", 0),
+        ("v2", "random", 9),
+        ("v3", "lowest_mean", 9),
+    ]
+    assert (found[0]["failing_mean"], found[0]["other_mean"]) == (0.25, None)
+    request = gateway.requests[-1]
+    assert (request.ranking, request.split) == ("datasets/bears/rankings/r1", "test")
+    assert request.compared_models[0].model == "datasets/bears/models/v2"
+    client.report("abc", {"v2": "random"})
+    assert gateway.requests[-1].compared_models[0].selection == "datasets/bears/selections/s2"
+    gateway.add_run("bare").selections.pop()
+    with pytest.raises(UserError, match="no random picks"):
+        client.compare_repair("bare", {"v2": "random"})
+
+
 @pytest.mark.parametrize("dictionary", [False, True])
 def test_any_table_can_be_enumerated(client, gateway, dictionary):
     gateway.dictionary_tags = dictionary

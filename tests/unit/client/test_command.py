@@ -58,7 +58,10 @@ def three_snapshots(gateway):
         gateway.step(run_pb2.STEP_KIND_TAGGING, RUNNING, done_count=12, total_count=100, rate_per_second=20)
     )
     ended = copy(gateway.add_run())
+    ended.steps.append(running.steps[0])
     ended.steps.append(gateway.step(run_pb2.STEP_KIND_TAGGING, SUCCEEDED, done_count=100, total_count=100))
+    # A run has two selections: by slice, and at random.
+    ended.steps.append(gateway.step(run_pb2.STEP_KIND_SELECTION, SUCCEEDED, done_count=7))
     ended.steps.append(run_pb2.Step(kind=run_pb2.STEP_KIND_SELECTION, skipped="no pool"))
     gateway.add_run(state=RUNNING)
     return [running, running, ended]
@@ -149,7 +152,10 @@ def test_a_run_tells_its_progress_and_its_worst_slices(hibug2, gateway):
     assert "schema: was there already" in lines
     assert lines.count("tagging: 12 of 100, 20/s") == 1
     assert "tagging: 100 done in 2 s" in lines
-    assert "selection: left out: no pool" in lines
+    assert [line for line in lines if line.startswith("selection")] == [
+        "selection: 7 done in 2 s",
+        "selection: left out: no pool",
+    ]
     assert "3 error slices of 40 slices over 100 instances; overall mean 0.750" in result.stdout
     assert "[bold]brightness: dark1" in result.stdout
 
@@ -158,7 +164,7 @@ def test_a_run_as_json_is_one_document(hibug2, gateway):
     gateway.watches = [three_snapshots(gateway)]
     document = json.loads(hibug2("run", "bears", "--model", "v1", "--json").stdout)
     assert (document["name"], document["job"]["state"]) == ("runs/abc", "succeeded")
-    assert document["steps"][0]["kind"] == "tagging"
+    assert document["steps"][1]["kind"] == "tagging"
 
 
 def test_a_detached_run_prints_its_name(hibug2):
@@ -188,10 +194,13 @@ def test_interrupting_a_watch_leaves_the_run_and_ends_with_130(gateway):
     gateway.watches = [[copy(gateway.add_run(state=RUNNING)), threading.Event()]]
     code = "from hibug2.command import app; app()"
     arguments = [sys.executable, "-c", code, "watch", "abc", "--address", gateway.address]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
+    watching = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
         assert gateway.watching.wait(30)
         watching.send_signal(signal.SIGINT)
         out, err = watching.communicate(timeout=30)
+    finally:
+        watching.kill()
     assert watching.returncode == 130
     assert "hibug2 watch abc follows it, hibug2 cancel abc stops it" in err
     assert out == ""
@@ -243,6 +252,9 @@ def test_the_report_is_written(hibug2, gateway, tmp_path, monkeypatch):
     assert (tmp_path / "hibug2-abc.html").read_text("utf-8") == "<html>café</html>"
     document = json.loads(hibug2("report", "abc", "--out", "r.html", "--json").stdout)
     assert document == {"run": "runs/abc", "report": str(tmp_path / "r.html"), "bytes": 18}
+    hibug2("report", "abc", "--compare", "v2=random", "--compare", "v3=lowest_mean")
+    assert [c.model for c in gateway.requests[-1].compared_models] == [f"datasets/bears/models/v{i}" for i in (2, 3)]
+    assert "--compare: 'v2' is not MODEL=METHOD" in hibug2("report", "abc", "--compare", "v2", code=2).stderr
     assert "is a folder" in hibug2("report", "abc", "--out", tmp_path, code=2).stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hibug2-abc.html", "r.html"]
 

@@ -201,6 +201,19 @@ def test_light_and_noise_leave_the_object_where_it_is():
         np.testing.assert_allclose(measure(planted, None, names), plain, rtol=0.05)
 
 
+def test_the_faint_parts_of_an_object_stay_part_of_it_in_bad_light():
+    image = on_plain(20, 20, 50, 50, behind=0, ink=250)
+    image[40:70, 20:70] = 40
+    for planted in (image, darkened(image, 0.5), darkened(image, 0.25)):
+        assert value(planted, "object_extent") == pytest.approx(0.25)
+
+
+def test_the_rim_of_a_box_is_not_the_object():
+    image = np.full((60, 60, 3), 255, np.uint8)
+    image[16:44, 16:44] = (200, 20, 30)
+    assert tag(image, "object_color", Box(10, 10, 40, 40)) == "red"
+
+
 def test_truncation():
     for top, left in ((0, 30), (60, 30), (30, 0), (30, 60)):
         assert tag(on_plain(top, left, 40, 40), "object_truncation") == "yes"
