@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import Annotated, Self, TypeVar
 
@@ -76,6 +77,7 @@ def load(settings: type[Settings], arguments: list[str]) -> Settings:
             print(f"HIBUG2_{variable}: {problem['msg']}" if variable else problem["msg"], file=sys.stderr)
         sys.exit(2)
     if "--print-config" in arguments:
-        print(json.dumps(loaded.model_dump(mode="json"), indent=2))
+        shown = json.dumps(loaded.model_dump(mode="json"), indent=2)
+        print(re.sub(r"(://[^/@\s\"]*:)[^/@\s\"]+@", r"\1**********@", shown))  # passwords in URLs
         sys.exit(0)
     return loaded

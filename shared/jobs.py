@@ -30,6 +30,13 @@ BEAT_S = 0.25
 KEEP_S = 7 * 24 * 3600
 DONE = frozenset({types_pb2.JOB_STATE_SUCCEEDED, types_pb2.JOB_STATE_FAILED, types_pb2.JOB_STATE_CANCELLED})
 
+# Whoever gets the lease writes the first state with it, so that nobody sees the one without the other.
+_START = """
+if not redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return 0 end
+redis.call('DEL', KEYS[3])
+redis.call('SET', KEYS[2], ARGV[3], 'EX', ARGV[4])
+return 1
+"""
 # Renew only what this process still owns: another may have taken the job over.
 _RENEW = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end return 0"
 _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
@@ -74,7 +81,7 @@ class Jobs:
         self._redis = redis
         self._service = service
         self._is_complete = is_complete
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def _key(self, name: str, what: str = "state") -> str:
         return f"hibug2:job:{self._service}:{context.team.get()}:{name}:{what}"
@@ -84,26 +91,28 @@ class Jobs:
         if await self._is_complete(name):
             return _finished(name)
         token = uuid.uuid4().hex
-        if not await self._redis.set(self._key(name, "lease"), token, nx=True, px=int(LEASE_S * 1000)):
-            return await self.get(name)
         job = types_pb2.Job(name=name, state=types_pb2.JOB_STATE_RUNNING)
         job.create_time.GetCurrentTime()
-        await self._redis.delete(self._key(name, "cancel"))
-        await self._save(job)
+        job.update_time.CopyFrom(job.create_time)
+        if not await self._take(job, token):
+            return await self.get(name)
+        if await self._is_complete(name):  # another finished it between the first look and the lease
+            await self._redis.eval(_RELEASE, 1, self._key(name, "lease"), token)
+            return await self.get(name)
         task = asyncio.create_task(self._run(job, token, work))
-        self._tasks[name] = task
-        task.add_done_callback(lambda _: self._tasks.pop(name, None))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         return _copy(job)
 
     async def get(self, name: str) -> types_pb2.Job:
         """The job as it stands. NotFound for one nobody started; a job whose process died is FAILED and resumable."""
         job = await self._read(name)
-        if job is not None and (job.state in DONE and job.state != types_pb2.JOB_STATE_SUCCEEDED):
-            return job
         if await self._is_complete(name):
-            return job if job is not None and job.state == types_pb2.JOB_STATE_SUCCEEDED else _finished(name)
+            return _finished(name, job)
         if job is None or job.state == types_pb2.JOB_STATE_SUCCEEDED:
             raise NotFound(f"there is no job {name}; create it")
+        if job.state in DONE:
+            return job
         if not await self._redis.exists(self._key(name, "lease")):
             # The owner may have written its last word between the two reads.
             job = await self._read(name) or job
@@ -130,10 +139,18 @@ class Jobs:
         return job
 
     async def watch(self, name: str) -> AsyncIterator[types_pb2.Job]:
-        """Snapshots of the job, each time something changed, the last one in a final state."""
-        last = b""
+        """Snapshots of the job, each time something changed, the last one in a final state. Raises as `get` does."""
+        last, found = b"", time.monotonic()
         while True:
-            job = await self.get(name)
+            try:
+                job = await self.get(name)
+                found = time.monotonic()
+            except NotFound:
+                # Redis lost its data: the owner, if there is one, tells it again with its next beat.
+                if not last or time.monotonic() - found > LEASE_S:
+                    raise
+                await asyncio.sleep(BEAT_S)
+                continue
             seen = job.SerializeToString(deterministic=True)
             if seen != last:
                 last = seen
@@ -144,7 +161,7 @@ class Jobs:
 
     async def close(self) -> None:
         """Stop all work of this process and give up its leases, so that another takes it over at once."""
-        tasks = list(self._tasks.values())
+        tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -156,6 +173,12 @@ class Jobs:
     async def _save(self, job: types_pb2.Job) -> None:
         job.update_time.GetCurrentTime()
         await self._redis.set(self._key(job.name), job.SerializeToString(), ex=KEEP_S)
+
+    async def _take(self, job: types_pb2.Job, token: str) -> bool:
+        """Take the lease, unless another has it, and show the job's state."""
+        keys = [self._key(job.name, what) for what in ("lease", "state", "cancel")]
+        arguments = (token, int(LEASE_S * 1000), job.SerializeToString(), KEEP_S)
+        return bool(await self._redis.eval(_START, 3, *keys, *arguments))
 
     async def _run(self, job: types_pb2.Job, token: str, work: Work) -> None:
         progress = Progress()
@@ -214,10 +237,9 @@ class Jobs:
                     progress.cancelled = True
                     task.cancel()
                     return
-                milliseconds = int(LEASE_S * 1000)
-                held = await self._redis.eval(_RENEW, 1, lease, token, milliseconds)
+                held = await self._redis.eval(_RENEW, 1, lease, token, int(LEASE_S * 1000))
                 # A lost lease (Redis was wiped, or we slept past it) is taken again, unless another has it.
-                if not held and not await self._redis.set(lease, token, nx=True, px=milliseconds):
+                if not held and not await self._take(job, token):
                     log.warning("job taken over by another process")
                     progress.cancelled = True
                     task.cancel()
@@ -228,8 +250,13 @@ class Jobs:
                 log.warning("progress not published", error=str(error))
 
 
-def _finished(name: str) -> types_pb2.Job:
-    return types_pb2.Job(name=name, state=types_pb2.JOB_STATE_SUCCEEDED, reused=True)
+def _finished(name: str, told: types_pb2.Job | None = None) -> types_pb2.Job:
+    """The job of an artifact that is there, with the figures that its owner `told` last."""
+    job = types_pb2.Job(name=name, reused=True) if told is None else told
+    job.state = types_pb2.JOB_STATE_SUCCEEDED
+    job.ClearField("problem")
+    job.ClearField("eta")
+    return job
 
 
 def _copy(job: types_pb2.Job) -> types_pb2.Job:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from shared.errors import InvalidInput, invalid
 
-_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
 def check_id(value: str, field: str) -> str:
     """`value` when it is an id: 1 to 63 letters, digits, `.`, `_`, `-`, first a letter or digit."""
-    if not _ID.match(value) or ".." in value:
+    if not _ID.fullmatch(value) or ".." in value:
         raise invalid(field, f"'{value[:80]}' is not an id: 1 to 63 of A-Z a-z 0-9 . _ - and first a letter or digit")
     return value
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ MAIN_OBJECT = "main object"  # the attribute that holds the class of the instanc
 
 MAX_ATTRIBUTES = 72
 MAX_TAGS = 1000
-_NAME = re.compile(r"^[^\s=|,;\x00-\x1f][^=|;\x00-\x1f]{0,79}$")
+_NAME = re.compile(r"[^\s=|,;\x00-\x1f][^=|;\x00-\x1f]{0,79}")
+_RULE = "1 to 80 characters without = | ; and control characters, the first no blank or comma"
 
 
 class Task(StrEnum):
@@ -104,6 +106,11 @@ class Schema:
         raise KeyError(name)
 
 
+def is_name(text: str) -> bool:
+    """True when `text` has the form that attributes and tags have."""
+    return _NAME.fullmatch(text) is not None
+
+
 def check_schema(schema: Schema) -> Schema:
     """Return `schema` when it obeys the rules, else raise InvalidInput with every violation.
 
@@ -128,8 +135,8 @@ def check_schema(schema: Schema) -> Schema:
 
 def _attribute_violations(attribute: Attribute, where: str) -> list[Violation]:
     found: list[Violation] = []
-    if not _NAME.match(attribute.name):
-        found.append(Violation(f"{where}.name", f"'{attribute.name}' is not a name: 1 to 80 characters without = | ;"))
+    if not is_name(attribute.name) or attribute.name == "instance_id":  # the column of ids in a tag table
+        found.append(Violation(f"{where}.name", f"'{attribute.name}' is not a name: {_RULE}"))
     least = 1 if attribute.tagger is Tagger.GIVEN else 2
     if not least <= len(attribute.tags) <= MAX_TAGS:
         found.append(
@@ -140,11 +147,13 @@ def _attribute_violations(attribute: Attribute, where: str) -> list[Violation]:
         )
     folded = [tag.casefold() for tag in attribute.tags]
     for tag in attribute.tags:
-        if not _NAME.match(tag):
-            found.append(Violation(f"{where}.tags", f"'{tag}' is not a tag: 1 to 80 characters without = | ;"))
+        if not is_name(tag):
+            found.append(Violation(f"{where}.tags", f"'{tag}' is not a tag: {_RULE}"))
         if tag.casefold() == UNKNOWN_TAG:
             found.append(Violation(f"{where}.tags", f"'{UNKNOWN_TAG}' is reserved for instances without an answer"))
-    if len(set(folded)) != len(folded) and attribute.tagger is not Tagger.GIVEN:
+    # A manifest may tell tags apart by their case; a model's answer may not.
+    apart = set(attribute.tags if attribute.tagger is Tagger.GIVEN else folded)
+    if len(apart) != len(attribute.tags):
         found.append(Violation(f"{where}.tags", f"'{attribute.name}' has a tag twice"))
     if (
         attribute.name.startswith("is ")
@@ -156,7 +165,9 @@ def _attribute_violations(attribute: Attribute, where: str) -> list[Violation]:
         found.append(Violation(f"{where}.measure", "measured attributes, and only they, name a measure"))
     if attribute.measure is not None and attribute.measure.edges:
         edges = attribute.measure.edges
-        if any(b <= a for a, b in itertools.pairwise(edges)):
+        if not all(math.isfinite(edge) for edge in edges):
+            found.append(Violation(f"{where}.measure.edges", "must be finite numbers"))
+        elif any(b <= a for a, b in itertools.pairwise(edges)):
             found.append(Violation(f"{where}.measure.edges", "must ascend"))
         if len(edges) + 1 != len(attribute.tags):
             found.append(
@@ -210,13 +221,13 @@ def schema_from_json(data: Mapping[str, Any]) -> Schema:
                 Attribute(
                     name=str(item["name"]),
                     category=Category(item["category"]),
-                    tags=tuple(str(t) for t in item["tags"]),
+                    tags=_texts(item["tags"]),
                     tagger=Tagger(item.get("tagger", "vlm")),
                     description=str(item.get("description", "")),
                     measure=Measure(str(measure["name"]), tuple(float(e) for e in measure.get("edges", ())))
                     if measure
                     else None,
-                    sources=tuple(str(s) for s in item.get("sources", ())),
+                    sources=_texts(item.get("sources", ())),
                     locked=bool(item.get("locked", False)),
                 )
             )
@@ -227,8 +238,16 @@ def schema_from_json(data: Mapping[str, Any]) -> Schema:
     except ValueError:
         found.append(Violation("schema.task", f"'{data.get('task')}' is not one of {', '.join(Task)}"))
         task = Task.CLASSIFICATION
+    main_objects: tuple[str, ...] = ()
+    try:
+        main_objects = _texts(data.get("main_objects", ()))
+    except TypeError as error:
+        found.append(Violation("schema.main_objects", str(error)))
     refuse(found)
-    main_objects = data.get("main_objects", ())
-    if not isinstance(main_objects, Sequence) or isinstance(main_objects, str):
-        main_objects = ()
-    return check_schema(Schema(task, tuple(str(m) for m in main_objects), tuple(attributes)))
+    return check_schema(Schema(task, main_objects, tuple(attributes)))
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise TypeError("must be a list of texts")
+    return tuple(str(text) for text in value)

@@ -114,7 +114,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Answer with one JSON d
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Id of a run, or latest.")]
 DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET")]
-SchemaArgument = Annotated[str, typer.Argument(metavar="[SCHEMA]", help="Id of a schema.")]
+SchemaArgument = Annotated[str, typer.Argument(metavar="SCHEMA", help="Id of a schema.")]
 LimitOption = Annotated[
     int | None,
     typer.Option("--limit", min=1, help="Most rows.", show_default=f"{_SHOWN}; all with --json"),

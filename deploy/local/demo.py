@@ -36,6 +36,7 @@ FOLDER = Path(".demo")
 DATA = Path(__file__).parent / "demo_data" / "fashion_mnist.parquet"
 BUDGET, SEED = 500, 0
 MODEL, REPAIRED, RANDOM = "logreg", "logreg-hibug2", "logreg-random"
+METHODS = {"original": "training images", "lowest_mean": "and picks from error slices", "random": "and a random draw"}
 console = Console(highlight=False)
 
 
@@ -88,7 +89,7 @@ def write_predictions(model: object, splits: dict[str, Split], names: list[str],
 
 def command(*arguments: str, address: str) -> None:
     """Show and run one `hibug2` command; a failing one ends the demo."""
-    console.print(f"\n[bold]$ hibug2 {' '.join(arguments)}[/bold]")
+    console.print(f"\n[bold]$ hibug2 {' '.join(arguments)}[/bold]", soft_wrap=True)
     program = Path(sys.executable).parent / "hibug2"
     result = subprocess.run([program, *arguments], env={**os.environ, "HIBUG2_ADDRESS": address}, check=False)
     if result.returncode:
@@ -141,8 +142,8 @@ def show_repair(address: str) -> None:
     for heading in ("trained on", "added", "overall", "in failing slices", "outside them"):
         table.add_column(heading, justify="left" if heading == "trained on" else "right")
     for row in outcomes.to_pylist():
-        figures = (f"{row[c]:.4f}" for c in ("overall_mean", "failing_mean", "other_mean"))
-        table.add_row(row["method"], f"{row['added_count']:,}", *figures)
+        figures = ("–" if row[c] is None else f"{row[c]:.4f}" for c in ("overall_mean", "failing_mean", "other_mean"))
+        table.add_row(METHODS.get(row["method"], row["method"]), f"{row['added_count']:,}", *figures)
     console.print(table)
 
 

@@ -116,6 +116,7 @@ class Stack:
             "HIBUG2_STORE_URL": (self.folder / "store").resolve().as_uri(),
             "HIBUG2_REDIS_URL": self.redis_url,
             "HIBUG2_IMAGE_PREFIXES": ",".join(self.image_prefixes),
+            "HIBUG2_LISTEN": _ANY_PORT,
             "HIBUG2_METRICS_PORT": "0",
             "HIBUG2_LOG_LEVEL": "warning",
             "PYTHONPATH": os.pathsep.join([str(_ROOT), str(_ROOT / "client")]),

@@ -13,7 +13,7 @@ from shared.errors import HiBug2Error, Precondition, Unavailable
 from shared.images.box import Box
 from shared.images.measures import measure
 from shared.images.reader import ImageReader
-from shared.schema import MAIN_OBJECT, MAX_TAGS, Attribute, Category, Tagger
+from shared.schema import MAIN_OBJECT, MAX_TAGS, UNKNOWN_TAG, Attribute, Category, Tagger, is_name
 
 UNSEEN_SPLIT = "train"  # what is debugged is not the training data
 _MAX_GIVEN_TAGS = 100
@@ -65,25 +65,29 @@ def measure_sample(
 def given_attributes(instances: pa.Table) -> tuple[Attribute, ...]:
     """Attributes that need no look at an image: the class, where there are two or more, and the manifest's columns.
 
-    A column with one value, or with so many that it names instances rather than groups, is left out.
+    A column with one value, or with so many that it names instances rather than groups, is left out, and so is one
+    whose name or values cannot stand in a schema. The value "unknown" counts as none.
     """
     out: list[Attribute] = []
     labels = _values(instances.column("label").to_pylist())
     if 2 <= len(labels) <= MAX_TAGS:
         out.append(_given(MAIN_OBJECT, Category.MAIN_OBJECT, labels, "the class of the instance"))
     columns: dict[str, list[str | None]] = {}
+    taken = {MAIN_OBJECT}
     for entries in instances.column("given").to_pylist():
         for name, value in entries or ():
             columns.setdefault(name, []).append(value)
     for name in sorted(columns):
         values = _values(columns[name])
-        if 2 <= len(values) <= _MAX_GIVEN_TAGS and name != MAIN_OBJECT:
+        fits = all(is_name(text) for text in (name, *values))
+        if 2 <= len(values) <= _MAX_GIVEN_TAGS and fits and name.casefold() not in taken:
+            taken.add(name.casefold())
             out.append(_given(name, Category.GLOBAL, values, "a column of the manifest"))
     return tuple(out)
 
 
 def _values(column: Sequence[str | None]) -> list[str]:
-    return sorted({v for v in column if v})
+    return sorted({v for v in column if v and v.casefold() != UNKNOWN_TAG})
 
 
 def _given(name: str, category: Category, tags: list[str], description: str) -> Attribute:

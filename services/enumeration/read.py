@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +15,7 @@ from shared.errors import invalid
 from shared.schema import Schema
 
 TAGS = pa.list_(pa.struct([("attribute", pa.string()), ("tag", pa.string())]))
-NUMBERS = ("depth", "count", "mean", "drop", "parent_drop", "error_share")
-_TERM = re.compile(r'^\s*(\w+)\s*(<=|>=|=|<|>)\s*("(?:[^"\\]|\\.)*"|[^\s"]+)\s*$')
+_TERM = re.compile(r'\s*(\w+)\s*(<=|>=|=|<|>)\s*("(?:[^"\\]|\\.)*"|[^\s"]+)(?:\s+AND\s+(?=\S)|\s*$)')
 _COMPARE = {
     "<": np.less,
     "<=": np.less_equal,
@@ -66,28 +66,28 @@ def choose(
 ) -> npt.NDArray[np.int64]:
     """Positions of the slices that pass `filter_text`, in the order that `order_by` asks for.
 
-    The filter is terms joined by AND: a number of NUMBERS with a comparison, or attribute / tag with `=`; both
+    The filter is terms joined by AND: a field of `columns` with a comparison, or attribute / tag with `=`; both
     named together must hold of the same pair only where the filter has exactly one of each. Raises InvalidInput
     for what cannot be read or a field that these slices lack.
     """
     keep = np.ones(len(items), dtype=bool)
     attributes: list[str] = []
     tags: list[str] = []
-    for term in re.split(r"\s+AND\s+", filter_text.strip()) if filter_text.strip() else []:
-        match = _TERM.match(term)
-        if not match:
-            raise invalid("filter", f"cannot read '{term}'; write terms such as count >= 20 joined by AND")
-        name, operator, raw = match.groups()
+    for name, operator, raw in _terms(filter_text.strip()):
         value = re.sub(r"\\(.)", r"\1", raw[1:-1]) if raw.startswith('"') else raw
         if name in ("attribute", "tag"):
             if operator != "=":
                 raise invalid("filter", f"{name} is compared with =")
             (attributes if name == "attribute" else tags).append(value)
             continue
+        column = _numbers(columns, name, "filter")
         try:
-            keep &= _COMPARE[operator](_numbers(columns, name, "filter"), float(value))
-        except ValueError as error:
-            raise invalid("filter", f"'{value}' is no number") from error
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if math.isnan(number):
+            raise invalid("filter", f"{name} is compared with '{value[:60]}', which is no number")
+        keep &= _COMPARE[operator](column, number)
     if attributes or tags:
         keep &= _holds(items, words, attributes, tags)
     positions = np.flatnonzero(keep)
@@ -98,6 +98,18 @@ def choose(
         raise invalid("order_by", f"'{order_by}' is not a field with asc or desc")
     values = _numbers(columns, name, "order_by")[positions]
     return positions[np.argsort(-values if direction.strip() == "desc" else values, kind="stable")]
+
+
+def _terms(text: str) -> Iterator[tuple[str, str, str]]:
+    at = 0
+    while at < len(text):
+        match = _TERM.match(text, at)
+        if match is None:
+            raise invalid(
+                "filter", f"cannot read '{text[at : at + 80]}'; write terms such as count >= 20 joined by AND"
+            )
+        yield match[1], match[2], match[3]
+        at = match.end()
 
 
 def _numbers(

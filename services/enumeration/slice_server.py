@@ -47,7 +47,7 @@ class SliceServicer(rpc.SliceServiceServicer):
             if stored.is_ranking:
                 found.score.CopyFrom(
                     pb.SliceScore(
-                        scored_count=row["scored"],
+                        scored_count=row["scored_count"],
                         mean=row["mean"],
                         drop=row["drop"],
                         parent_drop=row["parent_drop"],

@@ -144,7 +144,7 @@ def _ranking_table(slices: lattice.Slices, found: ErrorSlices) -> pa.Table:
         {
             **item_columns(slices.items[found.index]),
             "count": pa.array(slices.count[found.index]),
-            "scored": pa.array(slices.scored[found.index, 0]),
+            "scored_count": pa.array(slices.scored[found.index, 0]),
             "mean": pa.array(found.mean),
             "drop": pa.array(found.drop),
             "parent_drop": pa.array(found.parent_drop),

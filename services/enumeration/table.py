@@ -13,6 +13,13 @@ import pyarrow.compute as pc
 from shared.errors import Violation, invalid, refuse
 from shared.schema import UNKNOWN
 
+_BYTES = (
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_fixed_size_binary,
+    pa.types.is_binary_view,
+)
+
 
 @dataclass(frozen=True)
 class Table:
@@ -56,9 +63,10 @@ def read_table(table: pa.Table, score_columns: Sequence[str]) -> Table:
 
 
 def _scores(column: pa.ChunkedArray, name: str) -> npt.NDArray[np.float64]:
-    if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type) or pa.types.is_boolean(column.type)):
+    kinds = (pa.types.is_floating, pa.types.is_integer, pa.types.is_boolean, pa.types.is_null)
+    if not any(is_kind(column.type) for is_kind in kinds):
         raise invalid(name, f"is a score column and holds {column.type}, not numbers")
-    values = np.asarray(pc.fill_null(column.cast(pa.float64()), float("nan")).to_numpy(), dtype=np.float64)
+    values = np.asarray(pc.fill_null(column.cast(pa.float64(), safe=False), float("nan")).to_numpy(), dtype=np.float64)
     wrong = np.flatnonzero((values < 0) | (values > 1))
     if wrong.size:
         raise invalid(name, f"row {int(wrong[0])} holds {values[wrong[0]]:g}; scores lie in [0, 1]")
@@ -66,11 +74,17 @@ def _scores(column: pa.ChunkedArray, name: str) -> npt.NDArray[np.float64]:
 
 
 def _codes(column: pa.ChunkedArray, name: str) -> tuple[npt.NDArray[np.uint16], tuple[str, ...]]:
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
-        raise invalid(name, f"holds {column.type}; an attribute column holds text, numbers or booleans")
-    text = column.cast(pa.string()).combine_chunks()
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    try:
+        if pa.types.is_nested(kind) or any(is_bytes(kind) for is_bytes in _BYTES):
+            raise pa.ArrowTypeError(f"no text in {kind}")
+        column = column.cast(kind)
+        if pa.types.is_boolean(kind):
+            column = pc.if_else(column, "True", "False")  # as Python and pandas write them
+        text = column.cast(pa.string()).combine_chunks()
+    except pa.ArrowException as error:
+        text_of = "an attribute column holds text, numbers or booleans"
+        raise invalid(name, f"holds {column.type}; {text_of}") from error
     text = pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
     tags = pc.drop_null(pc.unique(text))
     if len(tags) > UNKNOWN:

@@ -13,13 +13,20 @@ import pyarrow.compute as pc
 from shared.errors import HiBug2Error, InvalidInput, Unavailable, Violation, invalid, refuse
 from shared.images.box import Box, check_box
 from shared.images.reader import ImageReader
-from shared.schema import Task
+from shared.schema import Task, is_name
 from shared.store.artifacts import INSTANCES, KEYPOINTS, DatasetRecord, now
 
 SPLITS = ("train", "validation", "pool", "test")
 BOX = ("left_px", "top_px", "width_px", "height_px")
 MAX_TEXT = 1024
 MAX_GIVEN = 64
+_BYTES = (
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_fixed_size_binary,
+    pa.types.is_binary_view,
+)
+_BLOCK = 64  # images that a thread opens in one go: small ones cost less than a hand-over
 _SHOWN = 20  # violations found before the search for more is given up
 
 
@@ -61,11 +68,13 @@ def _text(table: pa.Table, name: str) -> pa.Array:
     if name not in table.column_names:
         return pa.nulls(table.num_rows, pa.string())
     column = table.column(name)
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if pa.types.is_nested(kind) or any(is_bytes(kind) for is_bytes in _BYTES):
         raise invalid(f"instances.{name}", f"holds {column.type}, not text")
-    return column.cast(pa.string()).combine_chunks()
+    try:
+        return column.cast(kind).cast(pa.string()).combine_chunks()
+    except pa.ArrowException as error:
+        raise invalid(f"instances.{name}", f"holds {column.type}, which has no text: {error}") from error
 
 
 def _blank_to_null(values: pa.Array) -> pa.Array:
@@ -78,7 +87,7 @@ def _number(table: pa.Table, name: str) -> pa.Array:
     column = table.column(name)
     if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type) or pa.types.is_null(column.type)):
         raise invalid(f"instances.{name}", f"holds {column.type}, not numbers")
-    return column.cast(pa.float64()).combine_chunks()
+    return column.cast(pa.float64(), safe=False).combine_chunks()  # a whole number of any size is near enough
 
 
 def _keypoints(table: pa.Table) -> pa.Array:
@@ -86,12 +95,12 @@ def _keypoints(table: pa.Table) -> pa.Array:
         return pa.nulls(table.num_rows, KEYPOINTS)
     try:
         return table.column("keypoints").cast(KEYPOINTS).combine_chunks()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+    except pa.ArrowException as error:
         raise invalid("instances.keypoints", f"is no list of keypoint, x_px, y_px, visibility: {error}") from error
 
 
 def _given(table: pa.Table) -> pa.Array:
-    names = [c for c in table.column_names if c not in INSTANCES.names]
+    names = [c for c in table.column_names if c not in INSTANCES.names or c == "given"]
     if len(names) > MAX_GIVEN:
         raise invalid("instances", f"{len(names)} further columns; at most {MAX_GIVEN} are kept, leave some out")
     columns = [_blank_to_null(_text(table, name)) for name in names]
@@ -131,9 +140,10 @@ def _duplicates(ids: pa.Array) -> Iterator[Violation]:
 
 def _label_faults(labels: pa.Array) -> Iterator[Violation]:
     for label in pc.unique(labels).to_pylist():
-        if label is not None and (len(label) > 80 or label != label.strip() or any(c in "=|;\n\r\t" for c in label)):
+        if label is not None and (not is_name(label) or label != label.strip()):
             row = pc.index(labels, label).as_py()
-            yield Violation(f"instances[{row}].label", "is 1 to 80 characters without = | ; or blanks at its ends")
+            text = "is 1 to 80 characters without = | ; control characters, blanks at its ends or a comma first"
+            yield Violation(f"instances[{row}].label", text)
 
 
 def _split_faults(splits: pa.Array) -> Iterator[Violation]:
@@ -195,11 +205,15 @@ def check_images(
                 found += error.violations
         return found
 
+    def check_block(block: list[str]) -> list[Violation]:
+        return [violation for uri in block for violation in check(uri)]
+
     found: list[Violation] = []
     with ThreadPoolExecutor(threads) as pool:
         unique = list(rows_of)
-        for start in range(0, len(unique), 256):
-            for violations in pool.map(check, unique[start : start + 256]):
+        blocks = [unique[i : i + _BLOCK] for i in range(0, len(unique), _BLOCK)]
+        for start in range(0, len(blocks), threads):
+            for violations in pool.map(check_block, blocks[start : start + threads]):
                 found += violations
             if len(found) >= _SHOWN or cancelled():
                 break

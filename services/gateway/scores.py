@@ -12,6 +12,15 @@ from shared.errors import Violation, invalid, refuse
 from shared.store.artifacts import SCORES, column_by_id
 
 _SHOWN = 20
+_TEXT = (
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_string_view,
+    pa.types.is_integer,
+    pa.types.is_boolean,
+    pa.types.is_floating,
+    pa.types.is_null,
+)
 ACCURACY, CUSTOM = "accuracy", "custom"
 
 
@@ -26,15 +35,14 @@ def check_scores(table: pa.Table, instances: pa.Table) -> tuple[pa.Table, str]:
         raise invalid("scores.instance_id", "this column is missing")
     if table.num_rows == 0:
         raise invalid("scores", "there are none")
+    if len(set(table.column_names)) != table.num_columns:
+        raise invalid("scores", "two columns have the same name")
     has_score, has_label = "score" in table.column_names, "predicted_label" in table.column_names
     if not (has_score or has_label):
         raise invalid("scores", "neither a column score nor a column predicted_label is there")
-    ids = table.column("instance_id").cast(pa.string()).combine_chunks()
-    predicted = (
-        table.column("predicted_label").cast(pa.string()).combine_chunks()
-        if has_label
-        else pa.nulls(len(ids), pa.string())
-    )
+    ids = _text(table, "instance_id")
+    predicted = _text(table, "predicted_label") if has_label else pa.nulls(len(ids), pa.string())
+    predicted = pc.if_else(pc.equal(predicted, ""), pa.scalar(None, pa.string()), predicted)
     found = list(_id_faults(ids, instances))
     if has_score:
         score = _numbers(table, "score")
@@ -49,8 +57,17 @@ def check_scores(table: pa.Table, instances: pa.Table) -> tuple[pa.Table, str]:
     refuse(_range_faults(confidence, "confidence"))
     out = pa.table([ids, score, predicted, confidence, _probabilities(table)], schema=SCORES)
     if pc.count(score).as_py() == 0:
-        raise invalid("scores", "no instance is scored: predicted labels were given for instances without a label")
+        why = "every score is null" if has_score else "predicted labels were given for instances without a label"
+        raise invalid("scores", f"no instance is scored: {why}")
     return out, CUSTOM if has_score else ACCURACY
+
+
+def _text(table: pa.Table, name: str) -> pa.Array:
+    column = table.column(name)
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if not any(is_text(kind) for is_text in _TEXT):
+        raise invalid(f"scores.{name}", f"holds {column.type}, not text")
+    return column.cast(kind).cast(pa.string()).combine_chunks()
 
 
 def _numbers(table: pa.Table, name: str) -> pa.Array:
@@ -62,7 +79,7 @@ def _numbers(table: pa.Table, name: str) -> pa.Array:
         or pa.types.is_null(column.type)
     ):
         raise invalid(f"scores.{name}", f"holds {column.type}, not numbers")
-    return column.cast(pa.float64()).combine_chunks()
+    return column.cast(pa.float64(), safe=False).combine_chunks()
 
 
 def _probabilities(table: pa.Table) -> pa.Array:
@@ -71,7 +88,7 @@ def _probabilities(table: pa.Table) -> pa.Array:
         return pa.nulls(table.num_rows, kind)
     try:
         return table.column("probabilities").cast(kind).combine_chunks()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+    except pa.ArrowException as error:
         raise invalid("scores.probabilities", f"is no list of numbers: {error}") from error
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from services.prediction.encoder import TextEncoder
-from services.prediction.substitution import embed_tags, substitute_tags
+from services.prediction.substitution import Predictions, embed_tags, substitute_tags
 from shared.names import Name
 from shared.store.artifacts import Artifacts, Manifest, Provenance, item_columns, items_of
 
@@ -31,7 +31,6 @@ def predict_artifact(
     schema, _ = artifacts.schema(name.dataset, str(parameters["schema"]))
     enumeration = Name(name.dataset, "enumerations", str(parameters["enumeration"]).rpartition("/")[2])
     errors = artifacts.read_part(ranking, "error_slices").slice(0, max_origins)
-    columns: dict[str, pa.Array] = {}
     if errors.num_rows:
         found = substitute_tags(
             schema,
@@ -42,18 +41,9 @@ def predict_artifact(
             neighbours=neighbours,
             max_per_class=max_per_class,
         )
-        origins = pa.ListArray.from_arrays(
-            pa.array(found.origin_offsets.astype(np.int32)), pa.array(found.origin_indices + 1)
-        )
-        columns = {
-            **item_columns(found.items),
-            "score": pa.array(found.score),
-            "origin_ranks": origins,
-            "from_item": pa.array(found.from_item),
-            "to_item": pa.array(found.to_item),
-            "similarity": pa.array(found.similarity),
-        }
-    table = pa.table(columns)
+    else:
+        found = _no_predictions(items_of(errors).shape[1])
+    table = _predicted_table(found)
     artifacts.write_part(name, "predicted", table)
     artifacts.complete(
         name,
@@ -70,4 +60,35 @@ def predict_artifact(
             ),
             {"predicted_slice_count": table.num_rows},
         ),
+    )
+
+
+def _predicted_table(found: Predictions) -> pa.Table:
+    origins = pa.ListArray.from_arrays(
+        pa.array(found.origin_offsets.astype(np.int32)), pa.array(found.origin_indices + 1)
+    )
+    return pa.table(
+        {
+            **item_columns(found.items),
+            "score": pa.array(found.score),
+            "origin_ranks": origins,
+            "from_item": pa.array(found.from_item),
+            "to_item": pa.array(found.to_item),
+            "similarity": pa.array(found.similarity),
+        }
+    )
+
+
+def _no_predictions(depth: int) -> Predictions:
+    integers, numbers = np.empty(0, np.int32), np.empty(0, np.float64)
+    return Predictions(
+        items=np.empty((0, depth), np.int32),
+        score=numbers,
+        origin=integers.astype(np.int64),
+        attribute=integers,
+        from_item=integers,
+        to_item=integers,
+        similarity=numbers,
+        origin_offsets=np.zeros(1, np.int64),
+        origin_indices=integers.astype(np.int64),
     )

@@ -23,6 +23,7 @@ from shared.store.artifacts import (
 )
 
 LOWEST_MEAN, RANDOM = "lowest_mean", "random"
+_NOTHING = Selection(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64))
 
 
 def pool_of(artifacts: Artifacts, tagging: Name, split: str) -> tuple[TagTable, pa.Table]:
@@ -60,23 +61,28 @@ def pick_artifact(
     budget: int,
     seed: int,
 ) -> None:
-    """Pick at most `budget` instances of the pool by `method` and store them as `name` (paper 4.1)."""
+    """Pick at most `budget` instances of the pool by `method` and store them as `name` (paper 4.1).
+
+    A ranking without error slices asks for nothing: no picks, unless the method is random.
+    """
     parameters = artifacts.manifest(ranking).provenance.parameters
     tagging = Name(name.dataset, "taggings", str(parameters["tagging"]).rpartition("/")[2])
     pool, rows = pool_of(artifacts, tagging, split)
     ids = pool.instance_ids.to_pylist()
+    errors = artifacts.read_part(ranking, "error_slices")
     unmatched = 0
     if method == RANDOM:
         chosen = random_selection(ids, budget, seed)
+    elif errors.num_rows == 0:
+        chosen = _NOTHING
     else:
         codes = pool.codes.copy()
         if MAIN_OBJECT in pool.schema.names():
             column = pool.schema.names().index(MAIN_OBJECT)
             codes[:, column] = class_codes(pool.schema, rows, artifacts.scores(model))
-        errors = artifacts.read_part(ranking, "error_slices")
         chosen = select(codes, pool.tag_counts, items_of(errors), errors.column("mean").to_numpy(), budget, ids=ids)
         unmatched = int(chosen.unmatched.size)
-    artifacts.write_part(name, "picks", _picks(chosen, rows, artifacts.read_part(ranking, "error_slices")))
+    artifacts.write_part(name, "picks", _picks(chosen, rows, errors))
     artifacts.complete(
         name,
         Manifest(

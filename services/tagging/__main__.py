@@ -11,16 +11,18 @@ from services.tagging.worker import Worker
 from shared import logs, metrics
 from shared.config import load
 from shared.queue.stream import connect
-from shared.rpc.server import run, stop_signal
+from shared.rpc.server import run, start, stop_signal
 from shared.store.store import Store
 
 
 async def _work(settings: Settings) -> None:
     stop_metrics = metrics.serve(settings.metrics_port)
     redis = connect(settings.redis_url)
+    health = await start(settings, lambda server: [])  # a worker answers no call but the prober's
     try:
         await Worker(settings, redis, Store(settings.store_url)).run(stop_signal())
     finally:
+        await health.stop()
         await redis.aclose()
         stop_metrics()
 

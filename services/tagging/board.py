@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+
 from hibug2.v1 import types_pb2
 from redis.asyncio import Redis
 
@@ -9,6 +11,8 @@ from shared.rpc import status
 
 _KEEP_S = 7 * 24 * 3600
 QUEUE = "tagging"
+# Only the attempt that is the latest may stop the work: one that lost its job to another process must not.
+_CANCEL = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('SET', KEYS[2], '1', 'EX', ARGV[2]) end"
 _COST = ("call_count", "input_token_count", "output_token_count", "invalid_answer_count")
 
 
@@ -18,10 +22,18 @@ class Board:
     def __init__(self, redis: Redis, team: str, tagging: str) -> None:
         self._redis = redis
         self._base = f"hibug2:tagging:{team}:{tagging}"
+        self._attempt = uuid.uuid4().hex
 
-    async def clear(self) -> None:
-        """Forget what an earlier attempt left."""
-        await self._redis.delete(*(f"{self._base}:{k}" for k in ("rows", "cost", "failure", "cancel")))
+    async def begin(self) -> None:
+        """Begin an attempt and forget what an earlier one left."""
+        pipeline = self._redis.pipeline(transaction=True)
+        pipeline.delete(*(f"{self._base}:{k}" for k in ("rows", "cost", "failure", "cancel")))
+        pipeline.set(f"{self._base}:attempt", self._attempt, ex=_KEEP_S)
+        await pipeline.execute()
+
+    async def is_lost(self) -> bool:
+        """True when Redis lost what was told since `begin`."""
+        return not await self._redis.exists(f"{self._base}:attempt")
 
     async def part_done(self, part: int, rows: int, cost: types_pb2.Cost) -> None:
         """Count a part once, however often it is reported; its cost is added each time, for it was spent."""
@@ -34,7 +46,7 @@ class Board:
         await pipeline.execute()
 
     async def rows_done(self) -> dict[int, int]:
-        """Part number -> rows, for the parts reported since `clear`."""
+        """Part number -> rows, for the parts reported since `begin`."""
         found = await self._redis.hgetall(f"{self._base}:rows")
         return {int(k): int(v) for k, v in found.items()}
 
@@ -56,7 +68,8 @@ class Board:
             raise status.error_of_problem(types_pb2.Problem.FromString(raw))
 
     async def cancel(self) -> None:
-        await self._redis.set(f"{self._base}:cancel", b"1", ex=_KEEP_S)
+        """Let workers drop what they have of this attempt."""
+        await self._redis.eval(_CANCEL, 2, f"{self._base}:attempt", f"{self._base}:cancel", self._attempt, _KEEP_S)
 
     async def is_stopped(self) -> bool:
         """True when nobody waits for this tagging any more."""

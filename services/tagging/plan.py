@@ -53,6 +53,11 @@ def part_file(number: int) -> str:
     return f"{number:06d}.parquet"
 
 
+def code_column(attribute: int) -> str:
+    """The column of an attribute's codes in a part; its name could be that of another column."""
+    return f"code_{attribute}"
+
+
 def needs_llm(schema: Schema) -> bool:
     """True when some attribute is tagged by a language model."""
     return any(a.tagger is Tagger.VLM for a in schema.attributes)

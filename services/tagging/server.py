@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from hibug2.v1 import tagging_pb2 as pb
 from hibug2.v1 import tagging_pb2_grpc as rpc
+from hibug2.v1 import types_pb2
 from redis.asyncio import Redis
 
 from services.tagging import plan
@@ -74,15 +75,11 @@ class TaggingServicer(rpc.TaggingServiceServicer):
     ) -> None:
         """Queue the parts that are missing, wait for the workers, close the table."""
         per_part = self._settings.llm_item_rows if plan.needs_llm(schema) else self._settings.item_rows
-        plan_path, folder = artifacts.path(name, "plan.json"), artifacts.path(name, "parts")
-        if self._store.exists(plan_path):  # parts that are there were cut by the plan that is there
-            per_part = int(self._store.read_json(plan_path)["rows_per_part"])
-        else:
-            await asyncio.to_thread(artifacts.write_part, name, "plan", rows)
-            self._store.write_json(plan_path, {"schema": schema.schema_id, "rows_per_part": per_part})
+        per_part = await asyncio.to_thread(self._plan, artifacts, name, rows, schema, per_part)
+        folder = artifacts.path(name, "parts")
         parts = plan.parts_of(rows.num_rows, per_part)
         board = Board(self._redis, artifacts.team, str(name))
-        await board.clear()
+        await board.begin()
         await self._queue.ensure()
         todo = plan.missing(parts, await asyncio.to_thread(self._store.names, folder))
         before = rows.num_rows - sum(p.count for p in todo)
@@ -95,6 +92,15 @@ class TaggingServicer(rpc.TaggingServiceServicer):
             await board.cancel()
             raise
         await asyncio.to_thread(self._close, artifacts, name, rows, schema, digest, splits, parts)
+
+    def _plan(self, artifacts: Artifacts, name: Name, rows: pa.Table, schema: Schema, per_part: int) -> int:
+        """Store what workers read, and return the rows of a part: those of an earlier attempt, whose parts count."""
+        path = artifacts.path(name, "plan.json")
+        if self._store.exists(path):
+            return int(self._store.read_json(path)["rows_per_part"])
+        artifacts.write_part(name, "plan", rows)
+        self._store.write_json(path, {"schema": schema.schema_id, "rows_per_part": per_part})
+        return per_part
 
     async def _enqueue(self, team: str, name: Name, todo: Sequence[plan.Part]) -> None:
         items = [
@@ -118,18 +124,21 @@ class TaggingServicer(rpc.TaggingServiceServicer):
         idle = 0.0
         while True:
             await board.raise_failure()
+            lost = await board.is_lost()
+            if lost:
+                await board.begin()
             done = await board.rows_done()
             progress.cost = await board.cost()
             progress.update(before + sum(done[n] for n in numbers & done.keys()), progress.total)
             if numbers <= done.keys():
                 return
             idle = idle + _POLL_S if await self._queue.backlog() == (0, 0) else 0.0
-            if idle >= _RECHECK_S:
-                # The queue is empty and parts are missing: Redis lost them. What is in the store is done.
+            if lost or idle >= _RECHECK_S:
+                # Redis lost its data, or the queue is empty and parts are missing. What is in the store is done.
                 idle = 0.0
                 left = plan.missing(todo, await asyncio.to_thread(self._store.names, folder))
                 for part in (p for p in todo if p not in left and p.number not in done):
-                    await board.part_done(part.number, part.count, progress.cost.__class__())
+                    await board.part_done(part.number, part.count, types_pb2.Cost())
                 await self._queue.ensure()
                 await self._enqueue(team, name, left)
             await asyncio.sleep(_POLL_S)
@@ -146,7 +155,7 @@ class TaggingServicer(rpc.TaggingServiceServicer):
     ) -> None:
         tables = [self._store.read_table(artifacts.path(name, "parts", plan.part_file(p.number))) for p in parts]
         whole = pa.concat_tables(tables).combine_chunks()
-        codes = np.column_stack([whole.column(a).to_numpy() for a in schema.names()]).astype(np.uint16)
+        codes = np.column_stack([whole.column(plan.code_column(j)).to_numpy() for j in range(len(schema.attributes))])
         table = TagTable(whole.column("instance_id").combine_chunks(), codes, schema)
         artifacts.write_part(name, "tags", tags_to_arrow(table))
         dead = [e for e in whole.column("error").to_pylist() if e]

@@ -95,6 +95,10 @@ class Worker:
                 log.warning("tagging cannot go on", error=str(error))
                 await board.fail(status.problem_of(error))
                 await self._queue.done(entry)
+            except RedisError:
+                raise
+            except Exception:  # the worker lives on; the part gets its other tries, then fails the tagging
+                log.exception("part put back after an unexpected error")
             finally:
                 keeper.cancel()
 
@@ -114,10 +118,9 @@ class Worker:
         if plan.needs_llm(schema):
             prompt = load_prompt("tagging", "tag", schema.task.value, root=prompts_root(self._settings.prompts_dir))
         tagged = await tag_instances(chosen, schema, self._reader, self._llm, prompt)
-        columns = [chosen.column("instance_id"), *(pa.array(np.ascontiguousarray(c)) for c in tagged.codes.T)]
-        table = pa.table(
-            [*columns, pa.array(tagged.errors, pa.string())], names=["instance_id", *schema.names(), "error"]
-        )
+        codes = {plan.code_column(j): pa.array(np.ascontiguousarray(c)) for j, c in enumerate(tagged.codes.T)}
+        errors = pa.array(tagged.errors, pa.string())
+        table = pa.table({"instance_id": chosen.column("instance_id"), **codes, "error": errors})
         artifacts = Artifacts(self._store, item.team)
         path = artifacts.path(name, "parts", plan.part_file(item.part))
         await asyncio.to_thread(self._store.write_table, path, table)

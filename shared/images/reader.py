@@ -11,6 +11,7 @@ import io
 import math
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -56,8 +57,11 @@ class ImageReader:
     max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
-        for prefix in self.prefixes:
-            _locate(prefix, PREFIXES_SETTING)
+        _ = self._places  # a prefix that is none is refused here, not at the first image
+
+    @cached_property
+    def _places(self) -> tuple[_Place, ...]:
+        return tuple(_locate(prefix, PREFIXES_SETTING) for prefix in self.prefixes)
 
     def check_uri(self, uri: str) -> str:
         """The normal form of `uri` (symlinks and `..` resolved for files) when it may be read.
@@ -132,7 +136,7 @@ class ImageReader:
 
     def _allowed(self, uri: str) -> _Place:
         place = _locate(uri, "uri")
-        if any(place.is_inside(_locate(prefix, PREFIXES_SETTING)) for prefix in self.prefixes):
+        if any(place.is_inside(prefix) for prefix in self._places):
             return place
         allowed = ", ".join(self.prefixes) if self.prefixes else "nothing"
         raise PermissionDenied(

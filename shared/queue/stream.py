@@ -61,8 +61,7 @@ class WorkQueue:
 
         Waits up to `block_ms` for a new one; empty when none came.
         """
-        claimed = await self._redis.xautoclaim(self._stream, GROUP, consumer, self._lease_ms, count=count)
-        entries = [(id_, fields) for id_, fields in claimed[1] if fields]
+        entries = await self._claim(consumer, count)
         if entries:
             pending = await self._redis.xpending_range(
                 self._stream, GROUP, min=entries[0][0], max=entries[-1][0], count=len(entries), consumername=consumer
@@ -72,6 +71,17 @@ class WorkQueue:
         found: Any = await self._redis.xreadgroup(GROUP, consumer, {self._stream: ">"}, count=count, block=block_ms)
         streams = found.items() if isinstance(found, dict) else found or []
         return [Entry(id_, fields[_FIELD], 1) for _, read in streams for id_, fields in read]
+
+    async def _claim(self, consumer: str, count: int) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        """Entries whose consumer went silent. One call looks at some pending entries only: the cursor is followed."""
+        cursor: Any = b"0-0"
+        while True:
+            cursor, found, *_ = await self._redis.xautoclaim(
+                self._stream, GROUP, consumer, self._lease_ms, start_id=cursor, count=count
+            )
+            entries = [(id_, fields) for id_, fields in found if fields]
+            if entries or cursor == b"0-0":
+                return entries
 
     async def done(self, entry: Entry) -> None:
         """Acknowledge and delete."""

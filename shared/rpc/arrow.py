@@ -23,8 +23,10 @@ async def receive_table(chunks: AsyncIterator[bytes], max_bytes: int, field: str
     if buffer.tell() == 0:
         raise invalid(field, "no Arrow data came after the header")
     try:
-        return pa.ipc.open_stream(pa.BufferReader(buffer.getvalue())).read_all()
-    except (pa.ArrowInvalid, OSError) as error:
+        table = pa.ipc.open_stream(pa.BufferReader(buffer.getvalue())).read_all()
+        table.validate(full=True)  # IPC trusts offsets and text; a stranger's may point anywhere
+        return table
+    except (pa.ArrowException, OSError) as error:
         raise invalid(field, f"is no Arrow IPC stream: {error}") from error
 
 
@@ -57,12 +59,13 @@ def send_table(table: pa.Table) -> Iterator[bytes]:
 def send_batches(schema: pa.Schema, batches: Iterator[pa.RecordBatch] | list[pa.RecordBatch]) -> Iterator[bytes]:
     """The messages of one IPC stream of `batches`; a batch that came out too large is halved."""
     sink = _Sink()
+    limit = MAX_MESSAGE - schema.serialize().size - 64  # the first message carries the schema as well
     with pa.ipc.new_stream(sink, schema) as writer:
         for batch in batches:
             waiting = [batch]
             while waiting:
                 part = waiting.pop()
-                if pa.ipc.get_record_batch_size(part) > MAX_MESSAGE - 4096 and part.num_rows > 1:
+                if pa.ipc.get_record_batch_size(part) > limit and part.num_rows > 1:
                     half = part.num_rows // 2
                     waiting += [part.slice(half), part.slice(0, half)]
                     continue

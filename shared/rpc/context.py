@@ -19,14 +19,14 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 # time.monotonic() at which the call being served must have ended; None where it may take its time.
 deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 
-_TEAM = re.compile(r"^[a-z0-9][a-z0-9-]{0,39}$")
+_TEAM = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 
 
 def enter(metadata: Iterable[tuple[str, str | bytes]], time_remaining: float | None) -> None:
     """Bind what a call's metadata say to this task; InvalidInput for what is no team."""
     found = {key: value for key, value in metadata if isinstance(value, str)}
     name = found.get(TEAM_KEY, DEFAULT_TEAM)
-    if not _TEAM.match(name):
+    if not _TEAM.fullmatch(name):
         raise invalid(TEAM_KEY, "a team is 1 to 40 of a-z 0-9 -")
     team.set(name)
     request_id.set(found.get(REQUEST_KEY, "")[:64] or uuid.uuid4().hex)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
+from redis.exceptions import RedisError
 
 from shared import logs, metrics
-from shared.errors import HiBug2Error
+from shared.errors import HiBug2Error, Unavailable
 from shared.rpc import context as call_context
 from shared.rpc import status
 
@@ -74,9 +75,7 @@ async def _call(method: str, context: Context) -> AsyncIterator[None]:
         ):
             try:
                 yield
-            except HiBug2Error:
-                raise
-            except (asyncio.CancelledError, grpc.aio.AbortError, GeneratorExit):
+            except (HiBug2Error, RedisError, grpc.RpcError, grpc.aio.AbortError):
                 raise
             except Exception:
                 log.exception("call failed unexpectedly")
@@ -84,6 +83,11 @@ async def _call(method: str, context: Context) -> AsyncIterator[None]:
     except HiBug2Error as error:
         code = error.code
         await status.abort(context, error)
+    except RedisError as error:
+        log.warning("redis is away", error=str(error))
+        away = Unavailable("the queue cannot be reached at the moment; try again")
+        code = away.code
+        await status.abort(context, away)
     except asyncio.CancelledError:
         code = "CANCELLED"
         raise

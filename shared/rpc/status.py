@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 import grpc
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
@@ -10,7 +12,12 @@ from hibug2.v1 import types_pb2
 from shared import errors
 
 _DETAILS = "grpc-status-details-bin"
-_MAX_VIOLATIONS = 20  # trailers are bounded (8 KiB of metadata by default)
+# The status travels in trailers, which peers bound to 8 KiB: the details in base64, the message percent-encoded.
+_DETAIL_BYTES = 4200
+_MESSAGE_BYTES = 1500
+_MAX_VIOLATIONS = 20
+_MAX_METADATA = 5
+_PLAIN = "".join(chr(c) for c in range(0x20, 0x7F) if c != ord("%"))
 _CLASSES = {
     cls.code: cls
     for cls in (
@@ -28,15 +35,31 @@ _CLASSES = {
 
 def status_of(error: errors.HiBug2Error) -> status_pb2.Status:
     """The status that says what `error` says."""
-    status = status_pb2.Status(code=grpc.StatusCode[error.code].value[0], message=error.message[:2000])
-    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=errors.DOMAIN, metadata=error.metadata)
-    _add(status, info)
+    code = grpc.StatusCode[error.code].value[0]
+    status = status_pb2.Status(code=code, message=_clipped(error.message, _MESSAGE_BYTES))
+    told = list(error.metadata.items())[:_MAX_METADATA]
+    metadata = {_clipped(key, 60): _clipped(value, 200) for key, value in told}
+    _add(status, error_details_pb2.ErrorInfo(reason=error.reason, domain=errors.DOMAIN, metadata=metadata))
     if isinstance(error, errors.InvalidInput) and error.violations:
+        room = _DETAIL_BYTES - status.ByteSize()
         bad = error_details_pb2.BadRequest()
         for violation in error.violations[:_MAX_VIOLATIONS]:
-            bad.field_violations.add(field=violation.field, description=violation.description[:300])
+            bad.field_violations.add(
+                field=_clipped(violation.field, 200), description=_clipped(violation.description, 300)
+            )
+            if bad.ByteSize() + 64 > room:
+                del bad.field_violations[-1]
+                break
         _add(status, bad)
     return status
+
+
+def _clipped(text: str, limit: int) -> str:
+    """The head of `text` that takes at most `limit` bytes percent-encoded, as gRPC sends a message."""
+    text = text[:limit]
+    while len(quote(text, safe=_PLAIN)) > limit:
+        text = text[: len(text) * 9 // 10]
+    return text
 
 
 def _add(status: status_pb2.Status, detail: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest) -> None:

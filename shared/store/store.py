@@ -6,8 +6,11 @@ import io
 import json
 import posixpath
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import fsspec
 import pyarrow as pa
@@ -22,7 +25,8 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._fs, root = fsspec.core.url_to_fs(url)
+        # fsspec takes the path of a file URL as it is written, %20 and all
+        self._fs, root = fsspec.core.url_to_fs(unquote(url) if url.startswith("file:") else url)
         self._root = root.rstrip("/")
         self._local = isinstance(self._fs, LocalFileSystem)
 
@@ -32,7 +36,7 @@ class Store:
     def write(self, path: str, data: bytes) -> None:
         """Write `data`, replacing what was there; other readers see the old bytes or the new, never a part."""
         target = self._path(path)
-        try:
+        with _told("write", path):
             if not self._local:
                 self._fs.pipe_file(target, data)  # object stores publish a put as a whole
                 return
@@ -40,41 +44,42 @@ class Store:
             partial = f"{target}.{uuid.uuid4().hex}.partial"
             try:
                 self._fs.pipe_file(partial, data)
-                self._fs.mv(partial, target)
+                Path(partial).replace(target)
             finally:
                 if self._fs.exists(partial):
                     self._fs.rm_file(partial)
-        except OSError as error:
-            raise Unavailable(f"the store cannot write {path}: {error}") from error
 
     def read(self, path: str) -> bytes:
         """The bytes at `path`; NotFound when there are none."""
-        try:
-            data: bytes = self._fs.cat_file(self._path(path))
-        except FileNotFoundError as error:
-            raise NotFound(f"the store holds no {path}") from error
-        except OSError as error:
-            raise Unavailable(f"the store cannot read {path}: {error}") from error
+        with _told("read", path):
+            try:
+                data: bytes = self._fs.cat_file(self._path(path))
+            except FileNotFoundError as error:
+                raise NotFound(f"the store holds no {path}") from error
         return data
 
     def exists(self, path: str) -> bool:
-        return bool(self._fs.exists(self._path(path)))
+        with _told("read", path):
+            return bool(self._fs.exists(self._path(path)))
 
     def names(self, path: str) -> list[str]:
         """Names right below `path`, sorted; empty when there is nothing. Unfinished writes are left out."""
-        self._fs.invalidate_cache()
-        try:
-            found = self._fs.ls(self._path(path), detail=False)
-        except FileNotFoundError:
-            return []
+        with _told("list", path):
+            self._fs.invalidate_cache()
+            try:
+                found = self._fs.ls(self._path(path), detail=False)
+            except FileNotFoundError:
+                return []
         names = (posixpath.basename(str(name).rstrip("/")) for name in found)
         return sorted(name for name in names if name and not name.endswith(".partial"))
 
     def delete(self, path: str) -> None:
         """Remove `path` and all below it; nothing happens when it is absent."""
         target = self._path(path)
-        if self._fs.exists(target):
-            self._fs.rm(target, recursive=True)
+        with _told("delete", path):
+            while self._fs.exists(target):
+                with suppress(FileNotFoundError):  # another deletes there as well, or puts a write in place
+                    self._fs.rm(target, recursive=True)
 
     def write_json(self, path: str, value: Any) -> None:
         self.write(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False).encode())
@@ -94,7 +99,17 @@ class Store:
 
     def read_table(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The Parquet table at `path`; NotFound when absent, DataLoss when it is none."""
+        data = self.read(path)
         try:
-            return pq.read_table(pa.BufferReader(self.read(path)), columns=columns)
-        except pa.ArrowInvalid as error:
+            return pq.read_table(pa.BufferReader(data), columns=columns)
+        except (pa.ArrowException, OSError) as error:
             raise DataLoss(f"{path} in the store is not Parquet: {error}") from error
+
+
+@contextmanager
+def _told(doing: str, path: str) -> Iterator[None]:
+    """What the storage raises, as Unavailable."""
+    try:
+        yield
+    except OSError as error:
+        raise Unavailable(f"the store cannot {doing} {path}: {error}") from error
