@@ -36,7 +36,7 @@ FOLDER = Path(".demo")
 DATA = Path(__file__).parent / "demo_data" / "fashion_mnist.parquet"
 BUDGET, SEED = 500, 0
 MODEL, REPAIRED, RANDOM = "logreg", "logreg-hibug2", "logreg-random"
-METHODS = {"original": "training images", "lowest_mean": "and picks from error slices", "random": "and a random draw"}
+METHODS = {"original": "training images", "lowest_mean": "+ picks by slice", "random": "+ random draw"}
 console = Console(highlight=False)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -17,7 +18,7 @@ from hibug2.v1 import dataset_pb2_grpc, model_pb2, model_pb2_grpc, schema_pb2, s
 from services.gateway.config import Settings
 from services.gateway.datasets import check_images, check_instances, record_of
 from services.gateway.scores import check_scores
-from shared.errors import AlreadyExists, InvalidInput, invalid
+from shared.errors import AlreadyExists, HiBug2Error, invalid
 from shared.images.reader import ImageReader
 from shared.names import check_id, dataset_id, parse
 from shared.rpc import context as call
@@ -45,6 +46,8 @@ class Door:
 
     store: Store
     settings: Settings
+    # Held while a dataset's record is read, changed and written.
+    writing: threading.Lock = field(default_factory=threading.Lock)
 
     def artifacts(self) -> Artifacts:
         return Artifacts(self.store, call.team.get())
@@ -54,17 +57,29 @@ class Door:
     ) -> DatasetRecord:
         """Check and store a new dataset. AlreadyExists, unless it was made by this very request."""
         check_id(dataset, "dataset_id")
-        artifacts = self.artifacts()
-        if artifacts.has_dataset(dataset):
-            there = artifacts.dataset(dataset)
-            if request_id and request_id in there.request_ids:
-                return there
-            raise AlreadyExists(f"dataset '{dataset}' is there already; delete it or take another name")
+        there = self._made_by(dataset, request_id)
+        if there is not None:
+            return there
         instances = self._checked(table, task, skip_image_check)
-        part = artifacts.write_instances(dataset, instances)
-        record = record_of(dataset, task, instances, [part], part, [request_id])
-        artifacts.write_dataset(record)
+        with self.writing:
+            there = self._made_by(dataset, request_id)  # the images took a while
+            if there is not None:
+                return there
+            artifacts = self.artifacts()
+            part = artifacts.write_instances(dataset, instances)
+            record = record_of(dataset, task, instances, [part], part, [request_id])
+            artifacts.write_dataset(record)
         return record
+
+    def _made_by(self, dataset: str, request_id: str) -> DatasetRecord | None:
+        """The dataset when `request_id` made it, None when there is none; AlreadyExists when another did."""
+        artifacts = self.artifacts()
+        if not artifacts.has_dataset(dataset):
+            return None
+        there = artifacts.dataset(dataset)
+        if request_id and request_id in there.request_ids:
+            return there
+        raise AlreadyExists(f"dataset '{dataset}' is there already; delete it or take another name")
 
     def add_instances(self, dataset: str, table: pa.Table, request_id: str, skip_image_check: bool) -> DatasetRecord:
         """Check and add instances; the same request twice adds once."""
@@ -72,29 +87,23 @@ class Door:
         record = artifacts.dataset(dataset)
         if request_id and request_id in record.request_ids:
             return record
-        there = artifacts.instances(record)
-        instances = self._checked(table, record.task, skip_image_check, already=there.num_rows)
-        again = pc.is_in(
-            instances.column("instance_id"), value_set=there.column("instance_id").combine_chunks()
-        ).to_numpy()
-        if again.any():
-            row = int(again.argmax())
-            raise invalid(
-                f"instances[{row}].instance_id", f"'{instances.column('instance_id')[row]}' is in the dataset already"
+        instances = self._checked(table, record.task, skip_image_check, already=record.instance_count)
+        with self.writing:
+            record = artifacts.dataset(dataset)
+            there = artifacts.instances(record)
+            _refuse_known(instances, there)
+            part = artifacts.write_instances(dataset, instances)
+            whole = pa.concat_tables([there, instances])
+            new = record_of(
+                dataset,
+                record.task,
+                whole,
+                [*record.parts, part],
+                table_digest(whole),
+                [*record.request_ids, request_id],
+                record.create_time,
             )
-        part = artifacts.write_instances(dataset, instances)
-        whole = pa.concat_tables([there, instances])
-        parts = [*record.parts, part]
-        new = record_of(
-            dataset,
-            record.task,
-            whole,
-            parts,
-            table_digest(whole),
-            [*record.request_ids, request_id],
-            record.create_time,
-        )
-        artifacts.write_dataset(new)
+            artifacts.write_dataset(new)
         return new
 
     def _checked(self, table: pa.Table, task: Task, skip_image_check: bool, already: int = 0) -> pa.Table:
@@ -106,7 +115,7 @@ class Door:
             for row, uri in enumerate(instances.column("image_uri").to_pylist()):
                 try:
                     reader.check_uri(uri)
-                except InvalidInput as error:
+                except HiBug2Error as error:
                     raise invalid(f"instances[{row}].image_uri", str(error)) from error
         else:
             check_images(instances, reader, self.settings.image_check_threads)
@@ -139,6 +148,14 @@ class Door:
         if schema.task is not record.task:
             raise invalid("schema.task", f"is {schema.task}; dataset '{dataset}' is for {record.task}")
         return artifacts.write_schema(dataset, schema, Provenance({"dataset": record.digest, "origin": "user"}))
+
+
+def _refuse_known(instances: pa.Table, there: pa.Table) -> None:
+    ids = instances.column("instance_id")
+    again = pc.is_in(ids, value_set=there.column("instance_id").combine_chunks()).to_numpy()
+    if again.any():
+        row = int(again.argmax())
+        raise invalid(f"instances[{row}].instance_id", f"'{ids[row]}' is in the dataset already")
 
 
 def dataset_proto(record: DatasetRecord) -> pb.Dataset:

@@ -93,8 +93,13 @@ def _number(table: pa.Table, name: str) -> pa.Array:
 def _keypoints(table: pa.Table) -> pa.Array:
     if "keypoints" not in table.column_names:
         return pa.nulls(table.num_rows, KEYPOINTS)
+    column = table.column("keypoints")
     try:
-        return table.column("keypoints").cast(KEYPOINTS).combine_chunks()
+        kind = getattr(column.type, "value_type", pa.null())
+        strange = {kind.field(i).name for i in range(kind.num_fields)} - {f.name for f in KEYPOINTS.value_type}
+        if strange:
+            raise pa.ArrowTypeError(f"there is a field '{min(strange)}'")
+        return column.cast(KEYPOINTS).combine_chunks()
     except pa.ArrowException as error:
         raise invalid("instances.keypoints", f"is no list of keypoint, x_px, y_px, visibility: {error}") from error
 

@@ -1,0 +1,111 @@
+"""A tag table as the kernels read it: its frequent items by position, and its scores as whole numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from services.enumeration.compiled import compiled
+from services.enumeration.fixed_point import ScoreColumn, score_columns
+from services.enumeration.lattice import Codes, item_offsets
+from shared.errors import invalid
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Items with at least min_count rows, by position: ascending by item, so by attribute.
+
+    item_ids: (I,) int32; attribute: (I,) int32; item_count: (I,) int64 rows of each; firsts: (A + 1,) int64 first
+    position of each attribute; position: int32 of every item of the table, -1 where it has too few rows.
+    """
+
+    codes: Codes
+    offsets: NDArray[np.int64]
+    position: NDArray[np.int32]
+    item_ids: NDArray[np.int32]
+    attribute: NDArray[np.int32]
+    item_count: NDArray[np.int64]
+    firsts: NDArray[np.int64]
+    columns: list[ScoreColumn]
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.codes)
+
+    @property
+    def n_items(self) -> int:
+        return len(self.item_ids)
+
+    @property
+    def any_unscored(self) -> bool:
+        return any(column.scored is not None for column in self.columns)
+
+    @cached_property
+    def widths(self) -> NDArray[np.int64]:
+        """Frequent items of each attribute (A,)."""
+        return np.diff(self.firsts)
+
+
+def encode(codes: Codes, tag_counts: ArrayLike, scores: NDArray[np.float64] | None, min_count: int) -> Encoded:
+    """`codes` (N, A), `tag_counts` (A,) and `scores` (N, K) or None for the kernels; InvalidInput where they clash."""
+    counts = np.asarray(tag_counts, dtype=np.int64)
+    if codes.ndim != 2 or codes.dtype not in (np.uint8, np.uint16):
+        raise invalid(
+            "codes", f"is {codes.ndim}-dimensional {codes.dtype}; give (instances, attributes) of uint8 or uint16"
+        )
+    if counts.shape != codes.shape[1:]:
+        raise invalid("tag_counts", f"has shape {counts.shape}; give one count for each of {codes.shape[1]} attributes")
+    if scores is not None:
+        _check_scores(scores, len(codes))
+    codes = np.ascontiguousarray(codes)
+    offsets = item_offsets(counts)
+    n_items = int(offsets[-1])
+    rows_of_item = np.zeros(n_items, dtype=np.int64)
+    count_items(codes, offsets, np.ones(len(codes), dtype=np.int64), rows_of_item)
+    item_ids = np.flatnonzero(rows_of_item >= min_count).astype(np.int32)
+    position = np.full(n_items, -1, dtype=np.int32)
+    position[item_ids] = np.arange(len(item_ids))
+    return Encoded(
+        codes=codes,
+        offsets=offsets,
+        position=position,
+        item_ids=item_ids,
+        attribute=(np.searchsorted(offsets, item_ids, side="right") - 1).astype(np.int32),
+        item_count=rows_of_item[item_ids],
+        firsts=np.searchsorted(item_ids, offsets).astype(np.int64),
+        columns=score_columns(scores),
+    )
+
+
+def _check_scores(scores: NDArray[np.float64], n_rows: int) -> None:
+    if scores.ndim != 2 or len(scores) != n_rows:
+        raise invalid("scores", f"has shape {scores.shape}; give ({n_rows}, models)")
+    outside = (scores < 0.0) | (scores > 1.0)
+    if outside.any():
+        row, column = np.argwhere(outside)[0]
+        raise invalid(
+            "scores", f"row {row}, column {column} is {scores[row, column]}; scores lie in 0 to 1, NaN is not scored"
+        )
+
+
+def item_sums(table: Encoded, values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sum of `values` (N,) over the rows of each frequent item (I,)."""
+    sums = np.zeros(len(table.position), dtype=np.int64)
+    count_items(table.codes, table.offsets, values, sums)
+    return sums[table.item_ids]
+
+
+@compiled
+def count_items(codes: Any, offsets: Any, values: Any, out: Any) -> None:
+    """Add `values` (N,) to the items of each row: codes (N, A) uint8 or uint16, out (items,) int64."""
+    n_rows, n_attributes = codes.shape
+    for row in range(n_rows):
+        value = values[row]
+        for a in range(n_attributes):
+            item = offsets[a] + np.int64(codes[row, a])
+            if item < offsets[a + 1]:
+                out[item] += value
