@@ -62,9 +62,21 @@ lock: ## Writes constraints.txt from a fresh environment
 	.tools/lock/bin/pip install --quiet --disable-pip-version-check -e ./client -e '.[dev]'
 	.tools/lock/bin/pip freeze --exclude-editable | grep -v '^-e' > constraints.txt
 
+$(VENV)/.rivals: $(VENV)/.installed tests/load/requirements.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -r tests/load/requirements.txt
+	touch $@
+
 .PHONY: bench
-bench: setup ## Measures the enumeration against its rivals; writes docs/results.md
+bench: setup $(VENV)/.rivals ## Measures the enumeration against its rivals; writes docs/results.md
 	$(PY) -m tests.load.bench_enumeration
+
+.PHONY: bench-slices
+bench-slices: setup $(VENV)/.rivals ## Measures which slices are found and which are luck; writes docs/results.md
+	$(PY) -m tests.load.bench_slices
+
+.PHONY: load
+load: setup ## Measures many readers of a million slices; writes docs/results.md
+	$(PY) -m tests.load.load_slices
 
 .PHONY: up
 up: setup ## Starts the local stack in the background; returns when it is healthy

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 
 import structlog
 from google.protobuf.duration_pb2 import Duration
-from hibug2.v1 import types_pb2
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from hibug2.v1 import types_pb2
 from shared import logs, metrics
 from shared.errors import HiBug2Error, NotFound, Unavailable
 from shared.rpc import context, status
@@ -98,31 +98,28 @@ class Jobs:
             return await self.get(name)
         if await self._is_complete(name):  # another finished it between the first look and the lease
             await self._redis.eval(_RELEASE, 1, self._key(name, "lease"), token)
-            return await self.get(name)
+            return _finished(name)
         task = asyncio.create_task(self._run(job, token, work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        await asyncio.sleep(0)  # a task that is cancelled before it has begun would not give the lease up
         return _copy(job)
 
     async def get(self, name: str) -> types_pb2.Job:
         """The job as it stands. NotFound for one nobody started; a job whose process died is FAILED and resumable."""
         job = await self._read(name)
+        if job is not None and job.state not in DONE:
+            if await self._redis.exists(self._key(name, "lease")):
+                return job
+            job = await self._read(name)  # the owner may have said its last word since, or Redis lost both
         if await self._is_complete(name):
             return _finished(name, job)
         if job is None or job.state == types_pb2.JOB_STATE_SUCCEEDED:
             raise NotFound(f"there is no job {name}; create it")
-        if job.state in DONE:
-            return job
-        if not await self._redis.exists(self._key(name, "lease")):
-            # The owner may have written its last word between the two reads.
-            job = await self._read(name) or job
-            if job.state not in DONE:
-                job.state = types_pb2.JOB_STATE_FAILED
-                job.problem.CopyFrom(
-                    status.problem_of(
-                        Unavailable(f"the process that worked on {name} is gone; create it again to go on")
-                    )
-                )
+        if job.state not in DONE:
+            gone = Unavailable(f"the process that worked on {name} is gone; create it again to go on")
+            job.state = types_pb2.JOB_STATE_FAILED
+            job.problem.CopyFrom(status.problem_of(gone))
         return job
 
     async def cancel(self, name: str) -> types_pb2.Job:
@@ -146,8 +143,8 @@ class Jobs:
                 job = await self.get(name)
                 found = time.monotonic()
             except NotFound:
-                # Redis lost its data: the owner, if there is one, tells it again with its next beat.
-                if not last or time.monotonic() - found > LEASE_S:
+                # If Redis lost its data, the owner tells it again with its next beat.
+                if time.monotonic() - found > (LEASE_S if last else 4 * BEAT_S):
                     raise
                 await asyncio.sleep(BEAT_S)
                 continue
@@ -230,7 +227,7 @@ class Jobs:
     async def _beat(self, job: types_pb2.Job, token: str, progress: Progress, task: asyncio.Future[None]) -> None:
         """Renew the lease, publish progress, look for a cancel; a Redis that is away for a while is waited for."""
         lease = self._key(job.name, "lease")
-        while True:
+        while not task.done():
             await asyncio.sleep(BEAT_S)
             try:
                 if await self._was_cancelled(job.name):

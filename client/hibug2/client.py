@@ -5,120 +5,39 @@ from __future__ import annotations
 import json
 import os
 import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar, cast
+from typing import Any
 
 import grpc
 import pyarrow as pa
-from google.protobuf.message import Message
 
 from hibug2 import messages, streams, tables
-from hibug2.errors import HiBug2Error, RunStopped, UserError, from_rpc
+from hibug2.connection import PAGE, RunLike, dataset_name, gather, new_id
+from hibug2.errors import RunStopped, UserError, from_rpc
+from hibug2.gate import StartRun, Verdict, Wanted, check_limits, comparable_runs
+from hibug2.insight import Insight, attribute_tags
 from hibug2.v1 import (
     dataset_pb2,
-    dataset_pb2_grpc,
     enumeration_pb2,
-    enumeration_pb2_grpc,
     model_pb2,
-    model_pb2_grpc,
     prediction_pb2,
-    prediction_pb2_grpc,
     repair_pb2,
-    repair_pb2_grpc,
     run_pb2,
-    run_pb2_grpc,
     schema_pb2,
-    schema_pb2_grpc,
     slice_pb2,
-    slice_pb2_grpc,
     types_pb2,
 )
 
-DEFAULT_ADDRESS = "localhost:50051"
-# Uploads and reads of whole tables: as long as they flow they are well; this only ends what hangs.
-_STREAM_S = 3600.0
-_PAGE = 1000
 _REWATCH_S = 0.5
-
-_Request = TypeVar("_Request", bound=Message)
-_Response = TypeVar("_Response", bound=Message)
-
-_SERVICE_CONFIG = json.dumps(
-    {
-        "loadBalancingConfig": [{"round_robin": {}}],
-        "methodConfig": [
-            {
-                "name": [{}],
-                "retryPolicy": {
-                    "maxAttempts": 5,
-                    "initialBackoff": "0.2s",
-                    "maxBackoff": "2s",
-                    "backoffMultiplier": 2,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
-                },
-            }
-        ],
-    }
-)
-_OPTIONS: list[tuple[str, Any]] = [
-    ("grpc.service_config", _SERVICE_CONFIG),
-    ("grpc.enable_retries", 1),
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-]
 _ENDED = frozenset({types_pb2.JOB_STATE_SUCCEEDED, types_pb2.JOB_STATE_FAILED, types_pb2.JOB_STATE_CANCELLED})
 
-RunLike = run_pb2.Run | str
 
-
-def given_address(address: str | None) -> str | None:
-    """The address that was named: the argument, else HIBUG2_ADDRESS; None when neither was."""
-    return address or os.environ.get("HIBUG2_ADDRESS") or None
-
-
-class Client:
+class Client(Insight):
     """A connection to a gateway; a context manager. Every method raises HiBug2Error, UserError for bad input.
 
     A dataset is named `bears` or `datasets/bears`; a run is `abc`, `runs/abc`, `latest` or a `Run`.
     """
-
-    def __init__(
-        self,
-        address: str | None = None,
-        *,
-        team: str | None = None,
-        token: str | None = None,
-        timeout_s: float = 60.0,
-    ) -> None:
-        """`address` defaults to HIBUG2_ADDRESS, then localhost:50051; `token` to HIBUG2_TOKEN.
-
-        `timeout_s` bounds each call, and how long `watch` waits for a gateway that went away.
-        """
-        self.address = given_address(address) or DEFAULT_ADDRESS
-        self._team = team
-        self._token = token or os.environ.get("HIBUG2_TOKEN")
-        self._timeout_s = timeout_s
-        self._channel = grpc.insecure_channel(self.address, options=_OPTIONS)
-        self._datasets = dataset_pb2_grpc.DatasetServiceStub(self._channel)
-        self._models = model_pb2_grpc.ModelServiceStub(self._channel)
-        self._schemas = schema_pb2_grpc.SchemaServiceStub(self._channel)
-        self._runs = run_pb2_grpc.RunServiceStub(self._channel)
-        self._slices = slice_pb2_grpc.SliceServiceStub(self._channel)
-        self._predictions = prediction_pb2_grpc.PredictionServiceStub(self._channel)
-        self._repair = repair_pb2_grpc.RepairServiceStub(self._channel)
-        self._enumeration = enumeration_pb2_grpc.EnumerationServiceStub(self._channel)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connection; calls in flight end."""
-        self._channel.close()
 
     # Datasets
 
@@ -128,7 +47,7 @@ class Client:
         `task` is classification, detection or pose. All instances are there afterwards, or nothing is.
         """
         header = dataset_pb2.DatasetHeader(
-            dataset_id=name.removeprefix("datasets/"), task=_task(task), request_id=_new_id()
+            dataset_id=name.removeprefix("datasets/"), task=_task(task), request_id=new_id()
         )
         table = tables.as_instances(images)
         return self._upload(
@@ -140,7 +59,7 @@ class Client:
 
     def add_instances(self, dataset: str, images: Any) -> dataset_pb2.Dataset:
         """Add instances, given as for `create_dataset`; all of them are there afterwards, or none is."""
-        header = dataset_pb2.InstancesHeader(parent=_dataset_name(dataset), request_id=_new_id())
+        header = dataset_pb2.InstancesHeader(parent=dataset_name(dataset), request_id=new_id())
         table = tables.as_instances(images)
         return self._upload(
             self._datasets.AddInstances,
@@ -152,19 +71,19 @@ class Client:
     def datasets(self) -> list[dataset_pb2.Dataset]:
         """All datasets of the team."""
         return self._all(
-            lambda token: dataset_pb2.ListDatasetsRequest(page_size=_PAGE, page_token=token),
+            lambda token: dataset_pb2.ListDatasetsRequest(page_size=PAGE, page_token=token),
             self._datasets.ListDatasets,
             lambda response: response.datasets,
         )
 
     def dataset(self, dataset: str) -> dataset_pb2.Dataset:
         """One dataset."""
-        request = dataset_pb2.GetDatasetRequest(name=_dataset_name(dataset))
+        request = dataset_pb2.GetDatasetRequest(name=dataset_name(dataset))
         return self._call(self._datasets.GetDataset, request).dataset
 
     def delete_dataset(self, dataset: str) -> None:
         """Delete a dataset and everything that was made from it; the images stay where they are."""
-        self._call(self._datasets.DeleteDataset, dataset_pb2.DeleteDatasetRequest(name=_dataset_name(dataset)))
+        self._call(self._datasets.DeleteDataset, dataset_pb2.DeleteDatasetRequest(name=dataset_name(dataset)))
 
     # Models and scores
 
@@ -176,10 +95,10 @@ class Client:
         """
         kind = messages.number(types_pb2.Metric.DESCRIPTOR, metric, "metric") if metric else 0
         header = model_pb2.ScoresHeader(
-            parent=_dataset_name(dataset),
+            parent=dataset_name(dataset),
             model_id=model.rpartition("/")[2],
             metric=types_pb2.Metric.ValueType(kind),
-            request_id=_new_id(),
+            request_id=new_id(),
         )
         table = tables.as_scores(scores)
         return self._upload(
@@ -191,9 +110,9 @@ class Client:
 
     def models(self, dataset: str) -> list[model_pb2.Model]:
         """The models of a dataset."""
-        parent = _dataset_name(dataset)
+        parent = dataset_name(dataset)
         return self._all(
-            lambda token: model_pb2.ListModelsRequest(parent=parent, page_size=_PAGE, page_token=token),
+            lambda token: model_pb2.ListModelsRequest(parent=parent, page_size=PAGE, page_token=token),
             self._models.ListModels,
             lambda response: response.models,
         )
@@ -203,15 +122,15 @@ class Client:
     def import_schema(self, dataset: str, schema: Mapping[str, Any] | str | os.PathLike[str]) -> types_pb2.Schema:
         """Store a schema, a mapping or a JSON file (YAML where PyYAML is installed); runs use it from now on."""
         data = schema if isinstance(schema, Mapping) else _read_document(Path(schema))
-        request_id = _new_id()
+        request_id = new_id()
         request = schema_pb2.CreateSchemaRequest(
-            parent=_dataset_name(dataset), schema=messages.schema_from_json(data), request_id=request_id
+            parent=dataset_name(dataset), schema=messages.schema_from_json(data), request_id=request_id
         )
         return self._call(self._schemas.CreateSchema, request, request_id).schema
 
     def schema(self, dataset: str, schema: str = "current") -> types_pb2.Schema:
         """A schema of a dataset: the one that runs use, or the one of this id or name."""
-        name = schema if "/" in schema else f"{_dataset_name(dataset)}/schemas/{schema}"
+        name = schema if "/" in schema else f"{dataset_name(dataset)}/schemas/{schema}"
         return self._call(self._schemas.GetSchema, schema_pb2.GetSchemaRequest(name=name)).schema
 
     # Runs
@@ -235,14 +154,14 @@ class Client:
         `schema` is an id or name of a stored schema, or a mapping or Path to import first; None takes the
         dataset's own. `on_progress` gets each snapshot. Raises RunStopped when the run fails or is cancelled.
         """
-        parent = _dataset_name(dataset)
+        parent = dataset_name(dataset)
         if schema is None:
             schema_name = ""
         elif isinstance(schema, str):
             schema_name = schema if "/" in schema else f"{parent}/schemas/{schema}"
         else:
             schema_name = self.import_schema(dataset, schema).name
-        request_id = _new_id()
+        request_id = new_id()
         request = run_pb2.CreateRunRequest(
             dataset=parent,
             model=model if "/" in model else f"{parent}/models/{model}",
@@ -265,23 +184,19 @@ class Client:
 
     def runs(self, dataset: str | None = None) -> list[run_pb2.Run]:
         """The runs of a dataset, or of all, the newest first."""
-        name = _dataset_name(dataset) if dataset else ""
+        name = dataset_name(dataset) if dataset else ""
         return self._all(
-            lambda token: run_pb2.ListRunsRequest(page_size=_PAGE, page_token=token, dataset=name),
+            lambda token: run_pb2.ListRunsRequest(page_size=PAGE, page_token=token, dataset=name),
             self._runs.ListRuns,
             lambda response: response.runs,
         )
-
-    def get_run(self, run: RunLike) -> run_pb2.Run:
-        """The run as it is now."""
-        return self._call(self._runs.GetRun, run_pb2.GetRunRequest(name=self._run_name(run))).run
 
     def watch(self, run: RunLike) -> Iterator[run_pb2.Run]:
         """Snapshots of a run until it has ended, the last one included; survives a restart of the gateway."""
         request = run_pb2.WatchRunRequest(name=self._run_name(run))
         reached, lost_at = False, 0.0
         while True:
-            request_id = _new_id()
+            request_id = new_id()
             # No deadline: a run takes as long as it takes; keepalive finds a dead connection.
             call = self._runs.WatchRun(request, metadata=self._metadata(request_id))
             try:
@@ -319,47 +234,6 @@ class Client:
 
     # Results
 
-    def slices(
-        self,
-        run: RunLike,
-        *,
-        filter: str | None = None,
-        order_by: str | None = None,
-        limit: int | None = None,
-    ) -> pa.Table:
-        """The error slices of a run, or all slices of a ranking or enumeration named `datasets/…`.
-
-        `filter` joins terms by AND over depth, count, mean, drop, parent_drop, error_share (< <= > >= =) and
-        attribute, tag (=): 'count >= 20 AND tag = "dark"'. `order_by` is a field, then "desc" for largest first.
-        Columns: rank, tags (list of struct attribute, tag), count, scored_count, mean, drop, parent_drop,
-        error_share, interval_low, interval_high.
-        """
-        parent = run if isinstance(run, str) and run.startswith("datasets/") else self._part(run, "ranking")
-        if order_by is None and limit is None:
-            request = slice_pb2.ReadSlicesRequest(parent=parent, filter=filter or "")
-            with self._arrow(self._slices.ReadSlices, request) as reader:
-                return _slice_columns(reader.read_all())
-        size = _PAGE if limit is None else max(1, min(limit, _PAGE))
-        pages = self._pages(
-            lambda token: slice_pb2.ListSlicesRequest(
-                parent=parent, page_size=size, page_token=token, filter=filter or "", order_by=order_by or ""
-            ),
-            self._slices.ListSlices,
-        )
-        return _gather((messages.slices_batch(page.slices) for page in pages), messages.SLICES, limit)
-
-    def slice_instances(self, run: RunLike, tags: Mapping[str, str]) -> list[str]:
-        """The ids of the instances that have all of `tags` (attribute to tag)."""
-        parent = run if isinstance(run, str) and run.startswith("datasets/") else self._part(run, "ranking")
-        pairs = [types_pb2.AttributeTag(attribute=a, tag=t) for a, t in tags.items()]
-        return self._all(
-            lambda token: slice_pb2.ListSliceInstancesRequest(
-                parent=parent, tags=pairs, page_size=_PAGE, page_token=token
-            ),
-            self._slices.ListSliceInstances,
-            lambda response: response.instance_ids,
-        )
-
     def predicted(self, run: RunLike) -> pa.Table:
         """The predicted slices of a run.
 
@@ -370,10 +244,10 @@ class Client:
         if not parent:
             return messages.PREDICTED.empty_table()
         pages = self._pages(
-            lambda token: prediction_pb2.ListPredictedSlicesRequest(parent=parent, page_size=_PAGE, page_token=token),
+            lambda token: prediction_pb2.ListPredictedSlicesRequest(parent=parent, page_size=PAGE, page_token=token),
             self._predictions.ListPredictedSlices,
         )
-        return _gather((messages.predicted_batch(p.predicted_slices) for p in pages), messages.PREDICTED)
+        return gather((messages.predicted_batch(p.predicted_slices) for p in pages), messages.PREDICTED)
 
     def picks(self, run: RunLike, method: str = "lowest_mean") -> pa.Table:
         """The pool instances that a run picked to train on, or (method="random") the random draw beside them.
@@ -420,10 +294,73 @@ class Client:
 
     def _picks_of(self, selection: str) -> pa.Table:
         pages = self._pages(
-            lambda token: repair_pb2.ListPicksRequest(parent=selection, page_size=_PAGE, page_token=token),
+            lambda token: repair_pb2.ListPicksRequest(parent=selection, page_size=PAGE, page_token=token),
             self._repair.ListPicks,
         )
-        return _gather((messages.picks_batch(p.picks) for p in pages), messages.PICKS)
+        return gather((messages.picks_batch(p.picks) for p in pages), messages.PICKS)
+
+    # Gates
+
+    def gate(
+        self,
+        baseline: RunLike,
+        candidate: RunLike,
+        *,
+        max_drop: float,
+        max_overall_drop: float | None = None,
+        thresholds: Sequence[tuple[Mapping[str, str], float]] = (),
+        severities: Sequence[tuple[str, float, float]] = (),
+        every_slice: bool = False,
+        significance: float = 0.05,
+        dataset: str | None = None,
+        depth: int | None = None,
+        min_count: int | None = None,
+        margin: float | None = None,
+        start: StartRun | None = None,
+    ) -> Verdict:
+        """Whether `candidate` may take the place of `baseline`: on no error slice the mean fell by more than allowed.
+
+        Allowed is `max_drop`; for the slice of exactly the tags of one of `thresholds` (attribute to tag) its own
+        limit; for the candidate's slices that lie `below` or more under its overall mean that of one of `severities`
+        (name, below, limit); for the overall mean `max_overall_drop`, or `max_drop`. `every_slice` looks at all
+        slices. A fall counts when a paired test on the same instances finds it too; `significance` is the chance, above
+        0 and below 1, to stop a candidate that is nowhere worse.
+
+        Baseline and candidate are models (`v1`, `datasets/…/models/v1`) or runs (`runs/…`, a `Run`). The dataset may be
+        left out when only one has both models. Of models the newest pair of succeeded runs is taken that ranked the
+        same slices, with today's scores, and with `depth`, `min_count`, `margin` where they are given; a run that is
+        missing is started by `start`, which is called as `run` is, and is `run` when None.
+        """
+        request = slice_pb2.CheckGateRequest(
+            max_drop=max_drop,
+            max_overall_drop=max_overall_drop,
+            significance=significance,
+            thresholds=[
+                slice_pb2.GateThreshold(tags=attribute_tags(tags), max_drop=limit) for tags, limit in thresholds
+            ],
+            severities=[
+                slice_pb2.GateSeverity(severity=name, below=below, max_drop=limit) for name, below, limit in severities
+            ],
+            every_slice=every_slice,
+        )
+        check_limits(request)
+        first, second = (
+            self._finished(side, "ranking") if isinstance(side, run_pb2.Run) or side.startswith("runs/") else side
+            for side in (baseline, candidate)
+        )
+        wanted = Wanted(dataset, depth, min_count, margin)
+        old, new = comparable_runs(self, first, second, wanted, start or self.run)
+        request.baseline, request.candidate = old.ranking, new.ranking
+        response = self._call(self._slices.CheckGate, request)
+        return Verdict(
+            passed=response.passed,
+            summary=response.summary,
+            violations=pa.Table.from_batches([messages.violations_batch(response.violations)]),
+            compared_slice_count=response.compared_slice_count,
+            judged_slice_count=response.judged_slice_count,
+            baseline=old,
+            candidate=new,
+        )
 
     # Tables of anyone
 
@@ -454,144 +391,9 @@ class Client:
             for batch in reader:
                 yield from pa.Table.from_batches([batch]).select(wanted.names).cast(wanted).to_batches()
 
-    # Calls
-
-    def _metadata(self, request_id: str) -> tuple[tuple[str, str | bytes], ...]:
-        found: list[tuple[str, str | bytes]] = [("x-request-id", request_id)]
-        if self._team:
-            found.append(("x-hibug2-team", self._team))
-        if self._token:
-            found.append(("authorization", f"Bearer {self._token}"))
-        return tuple(found)
-
-    def _call(
-        self,
-        method: grpc.UnaryUnaryMultiCallable[_Request, _Response],
-        request: _Request,
-        request_id: str = "",
-    ) -> _Response:
-        request_id = request_id or _new_id()
-        try:
-            return method(request, timeout=self._timeout_s, metadata=self._metadata(request_id))
-        except grpc.RpcError as failure:
-            raise from_rpc(failure, request_id=request_id, address=self.address) from failure
-
-    def _upload(
-        self,
-        method: grpc.StreamUnaryMultiCallable[_Request, _Response],
-        header: _Request,
-        pieces: Iterable[_Request],
-        request_id: str,
-    ) -> _Response:
-        def requests() -> Iterator[_Request]:
-            yield header
-            yield from pieces
-
-        try:
-            return method(requests(), timeout=_STREAM_S, metadata=self._metadata(request_id))
-        except grpc.RpcError as failure:
-            raise from_rpc(failure, request_id=request_id, address=self.address) from failure
-
-    def _read(self, method: Callable[..., Any], request: Any) -> Iterator[Any]:
-        request_id = _new_id()
-        call = method(request, timeout=_STREAM_S, metadata=self._metadata(request_id))
-        try:
-            yield from call
-        except grpc.RpcError as failure:
-            raise from_rpc(failure, request_id=request_id, address=self.address) from failure
-        finally:
-            call.cancel()
-
-    def _arrow(self, method: Callable[..., Any], request: Any) -> pa.RecordBatchReader:
-        pieces = (response.arrow for response in self._read(method, request))
-        try:
-            return streams.open_pieces(pieces)
-        except pa.ArrowInvalid as error:
-            raise HiBug2Error(f"{self.address} sent no readable table: {error}", code="DATA_LOSS") from error
-
-    def _pages(
-        self,
-        make: Callable[[str], Any],
-        method: Callable[..., Any],
-    ) -> Iterator[Any]:
-        token, call = "", cast("Callable[..., Any]", self._call)
-        while True:
-            page = call(method, make(token))
-            yield page
-            token = page.next_page_token
-            if not token:
-                return
-
-    def _all(self, make: Callable[[str], Any], method: Callable[..., Any], items: Callable[[Any], Any]) -> list[Any]:
-        return [item for page in self._pages(make, method) for item in items(page)]
-
-    # Names
-
-    def _run_name(self, run: RunLike) -> str:
-        if isinstance(run, run_pb2.Run):
-            return run.name
-        if run != "latest":
-            return run if run.startswith("runs/") else f"runs/{run}"
-        newest = self._call(self._runs.ListRuns, run_pb2.ListRunsRequest(page_size=1)).runs
-        if not newest:
-            raise UserError("run", "there is no run yet; start one with `hibug2 run DATASET --model MODEL`")
-        return newest[0].name
-
-    def _finished(self, run: RunLike, part: str, *, empty_when_skipped: bool = False) -> run_pb2.Run:
-        """The run when it has `part`; FAILED_PRECONDITION when that step is still to come."""
-        if isinstance(run, run_pb2.Run) and getattr(run, part):
-            return run
-        found = self.get_run(run)
-        ended_well = found.job.state == types_pb2.JOB_STATE_SUCCEEDED
-        if not getattr(found, part) and not (empty_when_skipped and ended_well):
-            raise HiBug2Error(
-                f"{found.name} has no {part} yet: it is {messages.word(types_pb2.JobState.DESCRIPTOR, found.job.state)}"
-                f"; `hibug2 watch {found.name}` follows it",
-                code="FAILED_PRECONDITION",
-                reason="PRECONDITION",
-            )
-        return found
-
-    def _part(self, run: RunLike, part: str, *, empty_when_skipped: bool = False) -> str:
-        return str(getattr(self._finished(run, part, empty_when_skipped=empty_when_skipped), part))
-
-
-def _new_id() -> str:
-    return uuid.uuid4().hex
-
-
-def _dataset_name(dataset: str) -> str:
-    return dataset if dataset.startswith("datasets/") else f"datasets/{dataset}"
-
 
 def _task(task: str) -> types_pb2.Task.ValueType:
     return types_pb2.Task.ValueType(messages.number(types_pb2.Task.DESCRIPTOR, task, "task"))
-
-
-def _gather(batches: Iterable[pa.RecordBatch], schema: pa.Schema, limit: int | None = None) -> pa.Table:
-    taken: list[pa.RecordBatch] = []
-    rows = 0
-    for batch in batches:
-        taken.append(batch)
-        rows += batch.num_rows
-        if limit is not None and rows >= limit:
-            break
-    return pa.Table.from_batches(taken, schema).slice(0, limit)
-
-
-def _slice_columns(table: pa.Table) -> pa.Table:
-    """A slice stream in the columns of SLICES; what a stream does not carry is null."""
-    if "scored" in table.column_names:
-        table = table.rename_columns({"scored": "scored_count"})
-    return pa.table(
-        {
-            field.name: table[field.name].cast(field.type)
-            if field.name in table.column_names
-            else pa.nulls(table.num_rows, field.type)
-            for field in messages.SLICES
-        },
-        schema=messages.SLICES,
-    )
 
 
 def _read_document(path: Path) -> Any:

@@ -2,42 +2,22 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import json
-import os
-import sys
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
-from hibug2.errors import HiBug2Error, RunStopped, UserError
+from hibug2 import typed
+from hibug2.errors import RunStopped, UserError
+from hibug2.session import FAILED, AddressOption, DebugOption, JsonOption, Session, verb, written
 
 if TYPE_CHECKING:
     from hibug2.client import Client
     from hibug2.v1.run_pb2 import Run
 
-FAILED, BAD_INPUT, UNREACHABLE, INTERRUPTED = 1, 2, 3, 130
-_EXIT_CODES = {
-    "INVALID_ARGUMENT": BAD_INPUT,
-    "NOT_FOUND": BAD_INPUT,
-    "ALREADY_EXISTS": BAD_INPUT,
-    "FAILED_PRECONDITION": BAD_INPUT,
-    "OUT_OF_RANGE": BAD_INPUT,
-    "PERMISSION_DENIED": BAD_INPUT,
-    "UNAUTHENTICATED": BAD_INPUT,
-    "RESOURCE_EXHAUSTED": BAD_INPUT,
-    "UNAVAILABLE": UNREACHABLE,
-    "DEADLINE_EXCEEDED": UNREACHABLE,
-}
 _HELP = """Finds, explains and repairs the error slices of a vision model.
 
 RUN is the id of a run, or `latest`. Each verb takes --address, --json and --debug.
@@ -48,8 +28,6 @@ _EPILOG = (
     "Settings: HIBUG2_ADDRESS (localhost:50051), HIBUG2_TOKEN."
 )
 _SHOWN = 20
-# The width of tables in a pipe or file.
-_PLAIN_WIDTH = 120
 
 app = typer.Typer(
     help=_HELP, epilog=_EPILOG, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -80,38 +58,6 @@ class PickMethod(StrEnum):
     random = "random"
 
 
-@dataclass(frozen=True)
-class Session:
-    """What every verb shares: where to call, and how to answer."""
-
-    address: str | None = None
-    json: bool = False
-    debug: bool = False
-
-    @property
-    def out(self) -> Console:
-        console = Console(highlight=False)
-        return console if console.is_terminal else Console(highlight=False, width=_PLAIN_WIDTH)
-
-    @property
-    def err(self) -> Console:
-        return Console(stderr=True, highlight=False)
-
-    def client(self) -> Client:
-        from hibug2.client import Client
-
-        return Client(self.address)
-
-    def document(self, value: Any) -> None:
-        """Write the one JSON document of this call to stdout."""
-        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-AddressOption = Annotated[
-    str | None, typer.Option("--address", metavar="HOST:PORT", help="The gateway.", show_default="HIBUG2_ADDRESS")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Answer with one JSON document on stdout.")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Id of a run, or latest.")]
 DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET")]
 SchemaArgument = Annotated[str, typer.Argument(metavar="SCHEMA", help="Id of a schema.")]
@@ -127,61 +73,6 @@ def main(
     ctx: typer.Context, address: AddressOption = None, as_json: JsonOption = False, debug: DebugOption = False
 ) -> None:
     ctx.obj = Session(address, as_json, debug)
-
-
-def verb(group: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a verb whose first parameter is the Session: adds the common options and turns errors into exits."""
-
-    def register(function: Callable[..., None]) -> Callable[..., None]:
-        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
-        common = [
-            inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
-            inspect.Parameter("address", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=AddressOption),
-            inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=JsonOption),
-            inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=DebugOption),
-        ]
-
-        @functools.wraps(function)
-        def call(*, ctx: typer.Context, address: str | None, as_json: bool, debug: bool, **given: Any) -> None:
-            base: Session = ctx.obj
-            session = replace(
-                base, address=address or base.address, json=as_json or base.json, debug=debug or base.debug
-            )
-            # gRPC's own log lines would stand between ours.
-            os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-            try:
-                function(session, **given)
-            except HiBug2Error as error:
-                _explain(error, session)
-                raise typer.Exit(FAILED if isinstance(error, RunStopped) else _exit_code(error)) from None
-            except KeyboardInterrupt:
-                raise typer.Exit(INTERRUPTED) from None
-
-        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + common
-        del call.__wrapped__
-        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        call.__annotations__ = {p.name: p.annotation for p in parameters}
-        group.command(name)(call)
-        return function
-
-    return register
-
-
-def _exit_code(error: HiBug2Error) -> int:
-    return _EXIT_CODES.get(error.code, FAILED)
-
-
-def _explain(error: HiBug2Error, session: Session) -> None:
-    """One message on stderr: what was wrong, in which field, what to do."""
-    err = session.err
-    if session.debug:
-        err.print(Text("".join(traceback.format_exception(error))), soft_wrap=True)
-    err.print(Text.assemble(("error: ", "bold red"), error.message), soft_wrap=True)
-    for violation in error.violations:
-        if violation.field not in error.message or violation.description not in error.message:
-            err.print(Text(f"  {violation.field}: {violation.description}"), soft_wrap=True)
-    if error.request_id and _exit_code(error) == FAILED:
-        err.print(Text(f"  request {error.request_id}", "dim"), soft_wrap=True)
 
 
 @verb(dataset_app, "create")
@@ -317,7 +208,7 @@ def resume(session: Session, run: RunArgument, detach: DetachOption = False) -> 
 
 
 def _follow(session: Session, client: Client, started: Run, detach: bool = False) -> None:
-    from hibug2 import messages, progress, show
+    from hibug2 import messages, show
     from hibug2.v1 import types_pb2
 
     if detach:
@@ -326,13 +217,7 @@ def _follow(session: Session, client: Client, started: Run, detach: bool = False
         else:
             session.out.print(Text(started.name))
         return
-    session.err.print(Text(f"{started.name}  {started.dataset} {started.model.rpartition('/')[2]}"), soft_wrap=True)
-    try:
-        ended = progress.follow(client.watch(started), session.err) or started
-    except KeyboardInterrupt:
-        name = started.name.removeprefix("runs/")
-        session.err.print(Text(f"The run goes on: hibug2 watch {name} follows it, hibug2 cancel {name} stops it."))
-        raise
+    ended = _watched(session, client, started)
     if session.json:
         session.document(messages.as_json(ended))
     if ended.job.state != types_pb2.JOB_STATE_SUCCEEDED:
@@ -343,7 +228,20 @@ def _follow(session: Session, client: Client, started: Run, detach: bool = False
     found = messages.rows(client.slices(ended, limit=_SHOWN // 2))
     show.slices(found, session.out, more=ended.summary.error_slice_count > len(found))
     name = ended.name.removeprefix("runs/")
-    session.err.print(Text(f"next: hibug2 slices|predict|repair|report {name}", "dim"))
+    session.err.print(Text(f"next: hibug2 slices|families|predict|repair|report {name}", "dim"))
+
+
+def _watched(session: Session, client: Client, started: Run) -> Run:
+    """The last snapshot of a run, its progress shown on the way."""
+    from hibug2 import progress
+
+    session.err.print(Text(f"{started.name}  {started.dataset} {started.model.rpartition('/')[2]}"), soft_wrap=True)
+    try:
+        return progress.follow(client.watch(started), session.err) or started
+    except KeyboardInterrupt:
+        name = started.name.removeprefix("runs/")
+        session.err.print(Text(f"The run goes on: hibug2 watch {name} follows it, hibug2 cancel {name} stops it."))
+        raise
 
 
 @verb(app, "runs")
@@ -399,6 +297,193 @@ def slices(
         return
     session.out.print(Text(f"{found.name}: overall mean {found.summary.overall_mean:.3f}"))
     show.slices(rows[:most], session.out, more=len(rows) > most)
+
+
+@verb(app, "families")
+def families(session: Session, run: RunArgument, limit: LimitOption = None) -> None:
+    """Shows the error slices grouped by their instances, those that cover the errors soonest first."""
+    from hibug2 import messages, show
+
+    with session.client() as client:
+        found = client.get_run(run)
+        # One more than is shown tells whether there are more.
+        most = limit if session.json else (limit or _SHOWN) + 1
+        rows = messages.rows(client.families(found, limit=most))
+    if session.json:
+        session.document({"run": found.name, "overall_mean": found.summary.overall_mean, "families": rows})
+    else:
+        shown = rows[: limit or _SHOWN]
+        show.families(shown, session.out, more=len(rows) > len(shown))
+
+
+@verb(app, "confirm")
+def confirm(
+    session: Session,
+    run: RunArgument,
+    seed: Annotated[int, typer.Option("--seed", help="Which halves.")] = 0,
+    limit: LimitOption = None,
+) -> None:
+    """Finds error slices on one half of the instances and tests them on the other, which was not looked at."""
+    from hibug2 import messages, show
+
+    with session.client() as client:
+        found = client.get_run(run)
+        most = limit if session.json else (limit or _SHOWN) + 1
+        rows = messages.rows(client.confirm(found, seed=seed, limit=most))
+    if session.json:
+        session.document({"run": found.name, "slices": rows})
+    else:
+        shown = rows[: limit or _SHOWN]
+        show.confirmed(shown, session.out, more=len(rows) > len(shown))
+
+
+@verb(app, "ask")
+def ask(
+    session: Session,
+    run: RunArgument,
+    terms: Annotated[
+        list[str], typer.Argument(metavar='"ATTRIBUTE: TAG[, TAG…]"…', help="All must hold; of its tags any will do.")
+    ],
+) -> None:
+    """Tells how the model does on a slice that is typed in: hibug2 ask latest "pose: sitting, lying" "color: white"."""
+    from hibug2 import show
+
+    tags = typed.any_of(terms, "terms")
+    with session.client() as client:
+        found = client.get_run(run)
+        row = client.hypothesis(found, tags)
+    asked = [{"attribute": attribute, "tags": wanted} for attribute, wanted in tags.items()]
+    if session.json:
+        overall = found.summary.overall_mean
+        session.document({"run": found.name, "overall_mean": overall, "terms": asked, **row})
+    else:
+        show.hypothesis(asked, row, found.summary.overall_mean, session.out)
+
+
+@verb(app, "compare")
+def compare(
+    session: Session,
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN…", help="Runs of one dataset with the same slices.")],
+    limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="Most slices of each kind.")] = _SHOWN // 2,
+) -> None:
+    """Shows models side by side: how much their worst slices agree; of two, what is worse and what has changed."""
+    from hibug2 import messages, show
+
+    with session.client() as client:
+        found = client.compare_models(runs, limit=limit)
+    if session.json:
+        session.document(
+            {
+                "runs": [
+                    {"name": r.name, "model": r.model, "overall_mean": r.summary.overall_mean} for r in found.runs
+                ],
+                "average_overlap": messages.plain(found.average_overlap),
+                "overlaps": messages.rows(found.overlaps),
+                "changes": found.changes,
+                "worse": messages.rows(found.worse),
+                "versions": messages.rows(found.versions),
+            }
+        )
+    else:
+        show.comparison(found, session.out)
+
+
+@verb(app, "gate")
+def gate(
+    session: Session,
+    baseline: Annotated[str, typer.Option("--baseline", metavar="MODEL", help="In use; a model, or runs/RUN.")],
+    candidate: Annotated[
+        str, typer.Option("--candidate", metavar="MODEL", help="To be released; a model, or runs/RUN.")
+    ],
+    max_drop: Annotated[
+        float, typer.Option("--max-drop", min=0, max=1, help="Largest fall of a slice's mean that passes.")
+    ],
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", help="Where both models have scores.", show_default="the only one")
+    ] = None,
+    overall_drop: Annotated[
+        float | None,
+        typer.Option("--overall-drop", min=0, max=1, help="The same, overall.", show_default="that of --max-drop"),
+    ] = None,
+    significance: Annotated[
+        float, typer.Option("--significance", help="The chance to stop a candidate that is nowhere worse.")
+    ] = 0.05,
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--threshold",
+            metavar='"ATTRIBUTE: TAG[, ATTRIBUTE: TAG…]=DROP"',
+            help="The limit of one slice; may be repeated.",
+        ),
+    ] = None,
+    severity: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--severity",
+            metavar='"NAME: BELOW=DROP"',
+            help="The limit of slices that lie BELOW or more under the overall mean; may be repeated.",
+        ),
+    ] = None,
+    every_slice: Annotated[
+        bool, typer.Option("--every-slice", help="Look at all slices, not only at error slices.")
+    ] = False,
+    depth: Annotated[int | None, typer.Option("--depth", help="Most pairs of a slice.", show_default="any; 3")] = None,
+    min_count: Annotated[
+        int | None, typer.Option("--min-count", help="Fewest instances of a slice.", show_default="any; 10")
+    ] = None,
+    margin: Annotated[
+        float | None, typer.Option("--margin", help="How far below the overall mean.", show_default="any; 0.2")
+    ] = None,
+) -> None:
+    """Tells whether a new version may be released: no slice fell by more than allowed. Exit code 1 when one did.
+
+    Takes the newest runs of both models with the same slices and with today's scores, and starts what is missing.
+    """
+    from hibug2 import messages, show
+    from hibug2.v1 import types_pb2
+
+    thresholds = [typed.threshold(text, "--threshold") for text in threshold or ()]
+    severities = [typed.severity(text, "--severity") for text in severity or ()]
+    with session.client() as client:
+
+        def start(dataset: str, model: str, **parameters: Any) -> Run:
+            ended = _watched(session, client, client.run(dataset, model, wait=False, **parameters))
+            if ended.job.state != types_pb2.JOB_STATE_SUCCEEDED:
+                raise RunStopped(ended)
+            return ended
+
+        verdict = client.gate(
+            baseline,
+            candidate,
+            max_drop=max_drop,
+            max_overall_drop=overall_drop,
+            thresholds=thresholds,
+            severities=severities,
+            every_slice=every_slice,
+            significance=significance,
+            dataset=dataset,
+            depth=depth,
+            min_count=min_count,
+            margin=margin,
+            start=start,
+        )
+    old, new = verdict.baseline, verdict.candidate
+    if session.json:
+        session.document(
+            {
+                "passed": verdict.passed,
+                "summary": verdict.summary,
+                "baseline": {"model": old.model, "run": old.name},
+                "candidate": {"model": new.model, "run": new.name},
+                "compared_slice_count": verdict.compared_slice_count,
+                "judged_slice_count": verdict.judged_slice_count,
+                "violations": messages.rows(verdict.violations),
+            }
+        )
+    else:
+        show.verdict(verdict, session.out)
+    if not verdict.passed:
+        raise typer.Exit(FAILED)
 
 
 @verb(app, "predict")
@@ -561,20 +646,3 @@ def schema_export(
         session.document({"name": found.name, "out": str(out.absolute())})
     else:
         session.out.print(Text(f"{found.name} in {out}"), soft_wrap=True)
-
-
-@contextmanager
-def written(target: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `target` when the block ends well and is removed when it does not."""
-    if not target.absolute().parent.is_dir():
-        raise UserError("--out", f"there is no folder '{target.parent}'")
-    if target.is_dir():
-        raise UserError("--out", f"'{target}' is a folder; name a file")
-    part = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        yield part
-        part.replace(target)
-    except OSError as error:
-        raise UserError("--out", f"'{target}' cannot be written: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import entry_points
 
-from hibug2.client import DEFAULT_ADDRESS, given_address
+from hibug2.connection import DEFAULT_ADDRESS, given_address
 
 ENTRY_POINTS = "hibug2.embedded"
 _PROBE_S = 0.5

@@ -18,6 +18,7 @@ from hibug2.v1 import prediction_pb2, repair_pb2, slice_pb2, types_pb2
 
 _PAIR = pa.struct([("attribute", pa.string()), ("tag", pa.string())])
 TAGS = pa.list_(_PAIR)
+_BLAME = pa.list_(pa.struct([("attribute", pa.string()), ("tag", pa.string()), ("drop", pa.float64())]))
 SLICES = pa.schema(
     [
         ("rank", pa.int64()),
@@ -30,6 +31,54 @@ SLICES = pa.schema(
         ("error_share", pa.float64()),
         ("interval_low", pa.float64()),
         ("interval_high", pa.float64()),
+        ("p_value", pa.float64()),
+        ("q_value", pa.float64()),
+        ("family", pa.int64()),
+        ("blame", _BLAME),
+    ]
+)
+FAMILIES = pa.schema(
+    [
+        *(SLICES.field(name) for name in ("rank", "tags", "count", "mean", "drop", "q_value", "error_share")),
+        ("member_ranks", pa.list_(pa.int64())),
+        ("cover_rank", pa.int64()),
+        ("covered_share", pa.float64()),
+    ]
+)
+CONFIRMED = pa.schema(
+    [
+        ("tags", TAGS),
+        ("found_count", pa.int64()),
+        ("found_mean", pa.float64()),
+        ("held_count", pa.int64()),
+        ("held_mean", pa.float64()),
+        ("p_value", pa.float64()),
+        ("q_value", pa.float64()),
+    ]
+)
+OVERLAPS = pa.schema([("first", pa.string()), ("second", pa.string()), ("share", pa.float64())])
+DIFFERENCES = pa.schema(
+    [
+        ("tags", TAGS),
+        ("count", pa.int64()),
+        ("paired_count", pa.int64()),
+        ("first_mean", pa.float64()),
+        ("second_mean", pa.float64()),
+        ("difference", pa.float64()),
+        ("p_value", pa.float64()),
+        ("q_value", pa.float64()),
+        ("change", pa.string()),
+    ]
+)
+VIOLATIONS = pa.schema(
+    [
+        ("tags", TAGS),
+        ("baseline_mean", pa.float64()),
+        ("candidate_mean", pa.float64()),
+        ("max_drop", pa.float64()),
+        ("paired_count", pa.int64()),
+        ("q_value", pa.float64()),
+        ("reason", pa.string()),
     ]
 )
 PREDICTED = pa.schema(
@@ -61,7 +110,8 @@ OUTCOMES = pa.schema(
         ("other_mean", pa.float64()),
     ]
 )
-_SCORE_FIELDS = SLICES.names[3:]
+# Those that SliceScore calls the same.
+_SCORE_FIELDS = SLICES.names[3:-2]
 
 
 # JSON
@@ -139,20 +189,86 @@ def _pair(pair: types_pb2.AttributeTag) -> dict[str, str]:
     return {"attribute": pair.attribute, "tag": pair.tag}
 
 
+def _pairs(pairs: Iterable[types_pb2.AttributeTag]) -> list[dict[str, str]]:
+    return [_pair(pair) for pair in pairs]
+
+
+def _fields(message: Message, names: Iterable[str]) -> dict[str, Any]:
+    """The fields `names`; an optional one that is absent is None."""
+    by_name = message.DESCRIPTOR.fields_by_name
+    return {
+        name: getattr(message, name) if not by_name[name].has_presence or message.HasField(name) else None
+        for name in names
+    }
+
+
 def slices_batch(slices: Iterable[slice_pb2.Slice]) -> pa.RecordBatch:
     """Slices as a batch of SLICES; what a slice of an enumeration lacks is null."""
-    return pa.RecordBatch.from_pylist(
-        [
-            {
-                "rank": s.rank or None,
-                "tags": [_pair(p) for p in s.tags],
-                "count": s.instance_count,
-                **({name: getattr(s.score, name) for name in _SCORE_FIELDS} if s.HasField("score") else {}),
-            }
-            for s in slices
-        ],
-        schema=SLICES,
-    )
+    return pa.RecordBatch.from_pylist([_slice_row(s) for s in slices], schema=SLICES)
+
+
+def _slice_row(found: slice_pb2.Slice) -> dict[str, Any]:
+    row: dict[str, Any] = {"rank": found.rank or None, "tags": _pairs(found.tags), "count": found.instance_count}
+    if found.HasField("score"):
+        row |= _fields(found.score, _SCORE_FIELDS)
+        row["family"] = found.score.family_rank
+        row["blame"] = [{**_pair(b.tag), "drop": b.drop} for b in found.score.blame]
+    return row
+
+
+def families_batch(families: Iterable[slice_pb2.Family]) -> pa.RecordBatch:
+    """Families as a batch of FAMILIES; the slice is the representative."""
+    rows = [
+        {**_slice_row(f.representative), **_fields(f, FAMILIES.names[-3:]), "member_ranks": list(f.member_ranks)}
+        for f in families
+    ]
+    return pa.RecordBatch.from_pylist([{name: row.get(name) for name in FAMILIES.names} for row in rows], FAMILIES)
+
+
+def confirmed_batch(slices: Iterable[slice_pb2.ConfirmedSlice]) -> pa.RecordBatch:
+    """Confirmed slices as a batch of CONFIRMED; what the held half cannot say is None."""
+    rows = [
+        {
+            "tags": [{"attribute": p.attribute, "tag": p.tag} for p in found.tags],
+            **_fields(found, CONFIRMED.names[1:4]),
+            "held_mean": found.held_mean if found.HasField("held_mean") else None,
+            "p_value": found.p_value if found.HasField("p_value") else None,
+            "q_value": found.q_value if found.HasField("q_value") else None,
+        }
+        for found in slices
+    ]
+    return pa.RecordBatch.from_pylist(rows, CONFIRMED)
+
+
+def hypothesis_row(response: slice_pb2.EvaluateHypothesisResponse) -> dict[str, Any]:
+    """What was found of a hypothesis, as SLICES calls it; None where no instance is scored."""
+    names = ("mean", "drop", "error_share", "interval_low", "interval_high", "p_value")
+    scored = response.HasField("score")
+    return {
+        "count": response.instance_count,
+        "scored_count": response.score.scored_count,
+        **(_fields(response.score, names) if scored else dict.fromkeys(names)),
+    }
+
+
+def differences_batch(differences: Iterable[slice_pb2.SliceDifference]) -> pa.RecordBatch:
+    """Differences of two models as a batch of DIFFERENCES; the change is empty where it is not asked."""
+    rows = [
+        {
+            "tags": _pairs(d.tags),
+            "count": d.instance_count,
+            **_fields(d, DIFFERENCES.names[2:-1]),
+            "change": word(slice_pb2.VersionChange.DESCRIPTOR, d.change),
+        }
+        for d in differences
+    ]
+    return pa.RecordBatch.from_pylist(rows, DIFFERENCES)
+
+
+def violations_batch(violations: Iterable[slice_pb2.GateViolation]) -> pa.RecordBatch:
+    """What a gate forbids as a batch of VIOLATIONS; no tags for the overall mean."""
+    rows = [{"tags": _pairs(v.tags), **_fields(v, VIOLATIONS.names[1:])} for v in violations]
+    return pa.RecordBatch.from_pylist(rows, VIOLATIONS)
 
 
 def predicted_batch(predicted: Iterable[prediction_pb2.PredictedSlice]) -> pa.RecordBatch:
@@ -162,7 +278,7 @@ def predicted_batch(predicted: Iterable[prediction_pb2.PredictedSlice]) -> pa.Re
         [
             {
                 "rank": p.rank,
-                "tags": [_pair(t) for t in p.tags],
+                "tags": _pairs(p.tags),
                 "score": p.score,
                 "method": word(method, p.method),
                 "origin_ranks": list(p.origin_ranks),

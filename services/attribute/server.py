@@ -9,11 +9,11 @@ from typing import Any
 
 import grpc
 import pyarrow as pa
+from redis.asyncio import Redis
+
 from hibug2.v1 import attribute_pb2 as pb
 from hibug2.v1 import attribute_pb2_grpc as rpc
 from hibug2.v1 import types_pb2
-from redis.asyncio import Redis
-
 from services.attribute.catalogue import catalogue, catalogue_measures, measured_attributes
 from services.attribute.config import Settings
 from services.attribute.proposal import propose_schema

@@ -7,8 +7,7 @@ together (Hacker's Delight 7-4), and only the items that still have min_count of
 
 from __future__ import annotations
 
-from collections import deque
-from functools import cached_property
+from functools import cached_property, partial
 from threading import Lock
 from typing import Any
 
@@ -19,7 +18,9 @@ from services.enumeration.bitset import pack, word_count
 from services.enumeration.compiled import compiled, popcount
 from services.enumeration.emission import Lines, frequent, sums_of, write
 from services.enumeration.encoding import Encoded
-from services.enumeration.request import Level, Request
+from services.enumeration.level import Level, ranges_of
+from services.enumeration.vector import LANES, meet, move_together, padded
+from services.enumeration.work_units import Idle
 
 WORDS_IN_CACHE = 1 << 14  # words that one sweep over the rows of a joint count reads: 128 kilobytes
 CELLS_IN_CACHE = 1 << 16  # cells of a joint count that are added up at once: half a megabyte
@@ -44,191 +45,88 @@ def pack_items(codes: Any, position: Any, offsets: Any, first_word: int, last_wo
 
 
 @compiled
-def _project_rows(words: Any, width: int, n_words: int, mask: Any, chosen: Any, n_chosen: int, out: Any) -> int:
-    """Columns `chosen` of `words`, with only the rows of `mask`, moved together; rows left."""
-    steps = np.empty(6, dtype=np.uint64)
-    to, offset, left = 0, 0, 0
+def _padded(width: int) -> int:
+    return (width + LANES - 1) // LANES * LANES
+
+
+@compiled
+def _plan_moves(mask: Any, n_words: int, steps: Any) -> None:
+    """What moves by 1, 2, 4, … 32 when the bits of each mask word move together at the low end: steps (6, W)."""
+    for w in range(n_words):
+        m, gaps = mask[w], ~mask[w] << np.uint64(1)
+        for s in range(6):
+            parity = gaps
+            parity ^= parity << np.uint64(1)
+            parity ^= parity << np.uint64(2)
+            parity ^= parity << np.uint64(4)
+            parity ^= parity << np.uint64(8)
+            parity ^= parity << np.uint64(16)
+            parity ^= parity << np.uint64(32)
+            moved = parity & m
+            steps[s, w] = moved
+            m = (m ^ moved) | (moved >> np.uint64(1 << s))
+            gaps &= ~parity
+
+
+@compiled
+def _project(
+    words: Any, planes: Any, positions: Any, width: int, stride: int, n_words: int, at: int, first: int,
+    min_count: int, counts: Any, chosen: Any, mask: Any, steps: Any, out_words: Any, out_planes: Any,
+    out_positions: Any,
+) -> tuple[int, int]:  # fmt: skip
+    """Columns first.. with at least min_count rows of column `at`, and only those rows: columns left, rows left."""
+    counts[0, :width] = 0
+    for j in range(first // LANES * LANES, width, LANES):
+        meet(words, stride, 0, n_words, at, j, planes, 0, (0,), counts)
+    left = frequent(counts[0], first, width, min_count, chosen)
+    for j in range(left):
+        out_positions[j] = positions[chosen[j]]
+    for w in range(n_words):
+        mask[w] = words[w * stride + at]
+    _plan_moves(mask, n_words, steps)
+    out_stride = _padded(left)
+    line = np.zeros(out_stride, dtype=np.uint64)
+    to, offset, rows = 0, 0, 0
     for w in range(n_words):
         inside = mask[w]
         ones = popcount(inside)
         if ones == 0:
             continue
-        left += ones
-        m, gaps = inside, ~inside << np.uint64(1)
-        for s in range(6):
-            parity = gaps
-            for shift in range(6):
-                parity ^= parity << np.uint64(1 << shift)
-            moved = parity & m
-            steps[s] = moved
-            m = (m ^ moved) | (moved >> np.uint64(1 << s))
-            gaps &= ~parity
-        s0, s1, s2, s3, s4, s5 = steps[0], steps[1], steps[2], steps[3], steps[4], steps[5]
-        source = words[w * width : (w + 1) * width]
-        here = out[to * n_chosen : (to + 1) * n_chosen]
+        rows += ones
+        source = words[w * stride : (w + 1) * stride]
+        for j in range(left):
+            line[j] = source[chosen[j]]
         over = offset + ones > 64
-        after = out[(to + 1) * n_chosen : (to + 2) * n_chosen] if over else here
-        up, down = np.uint64(offset), np.uint64((64 - offset) & 63)
-        for j in range(n_chosen):
-            x = source[chosen[j]] & inside
-            t = x & s0
-            x = (x ^ t) | (t >> np.uint64(1))
-            t = x & s1
-            x = (x ^ t) | (t >> np.uint64(2))
-            t = x & s2
-            x = (x ^ t) | (t >> np.uint64(4))
-            t = x & s3
-            x = (x ^ t) | (t >> np.uint64(8))
-            t = x & s4
-            x = (x ^ t) | (t >> np.uint64(16))
-            t = x & s5
-            x = (x ^ t) | (t >> np.uint64(32))
-            here[j] = x if offset == 0 else here[j] | (x << up)
-            if over:
-                after[j] = x >> down
+        next_to = to + 1 if over else to
+        here = out_words[to * out_stride : (to + 1) * out_stride]
+        after = out_words[next_to * out_stride : (next_to + 1) * out_stride]
+        for j in range(0, out_stride, LANES):
+            move_together(line, j, inside, steps, w, offset, over, here, after)
+        for j in range(0, planes.shape[1], LANES):
+            move_together(planes[w], j, inside, steps, w, offset, over, out_planes[to], out_planes[next_to])
         offset += ones
         if offset >= 64:
             offset -= 64
             to += 1
-    return left
-
-
-@compiled
-def _project(
-    words: Any,
-    planes: Any,
-    positions: Any,
-    width: int,
-    n_words: int,
-    at: int,
-    first: int,
-    min_count: int,
-    counts: Any,
-    chosen: Any,
-    mask: Any,
-    out_words: Any,
-    out_planes: Any,
-    out_positions: Any,
-) -> tuple[int, int]:
-    """Project columns first.. onto the rows of column `at`: (columns left, rows left)."""
-    for j in range(width):
-        counts[j] = 0
-    tail = counts[first:width]
-    for w in range(n_words):
-        x = words[w * width + at]
-        mask[w] = x
-        line = words[w * width + first : (w + 1) * width]
-        for j in range(len(line)):
-            tail[j] += popcount(x & line[j])
-    left = frequent(counts, first, width, min_count, chosen)
-    for j in range(left):
-        out_positions[j] = positions[chosen[j]]
-    rows = _project_rows(words, width, n_words, mask, chosen, left, out_words)
-    for p in range(len(planes)):
-        counts[0] = 0  # the one column of a plane
-        _project_rows(planes[p], 1, n_words, mask, counts, 1, out_planes[p])
     return left, rows
 
 
 @compiled
-def _add(words: Any, width: int, plane: Any, begin: int, end: int, i: int, low: int, high: int, counts: Any) -> None:
-    out = counts[low:high]
-    w = begin
-    while w + 4 <= end:
-        x0, x1 = words[w * width + i] & plane[w], words[(w + 1) * width + i] & plane[w + 1]
-        x2, x3 = words[(w + 2) * width + i] & plane[w + 2], words[(w + 3) * width + i] & plane[w + 3]
-        r0 = words[w * width + low : w * width + high]
-        r1 = words[(w + 1) * width + low : (w + 1) * width + high]
-        r2 = words[(w + 2) * width + low : (w + 2) * width + high]
-        r3 = words[(w + 3) * width + low : (w + 3) * width + high]
-        for j in range(len(out)):
-            out[j] += popcount(x0 & r0[j]) + popcount(x1 & r1[j]) + popcount(x2 & r2[j]) + popcount(x3 & r3[j])
-        w += 4
-    while w < end:
-        x = words[w * width + i] & plane[w]
-        r = words[w * width + low : w * width + high]
-        for j in range(len(out)):
-            out[j] += popcount(x & r[j])
-        w += 1
-
-
-@compiled
-def _add_two(
-    words: Any,
-    width: int,
-    plane: Any,
-    other: Any,
-    begin: int,
-    end: int,
-    i: int,
-    low: int,
-    high: int,
-    counts: Any,
-    other_counts: Any,
-) -> None:
-    """`_add` for two planes, reading the words once."""
-    out, out2 = counts[low:high], other_counts[low:high]
-    w = begin
-    while w + 4 <= end:
-        x0, x1 = words[w * width + i], words[(w + 1) * width + i]
-        x2, x3 = words[(w + 2) * width + i], words[(w + 3) * width + i]
-        y0, y1, y2, y3 = x0 & other[w], x1 & other[w + 1], x2 & other[w + 2], x3 & other[w + 3]
-        x0, x1, x2, x3 = x0 & plane[w], x1 & plane[w + 1], x2 & plane[w + 2], x3 & plane[w + 3]
-        r0 = words[w * width + low : w * width + high]
-        r1 = words[(w + 1) * width + low : (w + 1) * width + high]
-        r2 = words[(w + 2) * width + low : (w + 2) * width + high]
-        r3 = words[(w + 3) * width + low : (w + 3) * width + high]
-        for j in range(len(out)):
-            out[j] += popcount(x0 & r0[j]) + popcount(x1 & r1[j]) + popcount(x2 & r2[j]) + popcount(x3 & r3[j])
-            out2[j] += popcount(y0 & r0[j]) + popcount(y1 & r1[j]) + popcount(y2 & r2[j]) + popcount(y3 & r3[j])
-        w += 4
-    while w < end:
-        x = words[w * width + i]
-        y = x & other[w]
-        x &= plane[w]
-        r = words[w * width + low : w * width + high]
-        for j in range(len(out)):
-            out[j] += popcount(x & r[j])
-            out2[j] += popcount(y & r[j])
-        w += 1
-
-
-@compiled
 def fill(
-    words: Any,
-    planes: Any,
-    attribute: Any,
-    item_ids: Any,
-    prefixes: Any,
-    unit: Any,
-    must: Any,
-    min_count: int,
-    targets: Any,
-    terms: Any,
-    weights: Any,
-    stack_words: Any,
-    stack_planes: Any,
-    stack_positions: Any,
-    stack_sizes: Any,
-    ranges: Any,
-    mask: Any,
-    cells: Any,
-    chosen: Any,
-    whole: Any,
-    items: Any,
-    count: Any,
-    scored: Any,
-    total: Any,
-) -> int:
+    words: Any, planes: Any, attribute: Any, item_ids: Any, prefixes: Any, unit: Any, must: Any, min_count: int,
+    targets: Any, terms: Any, weights: Any, stack_words: Any, stack_planes: Any, stack_positions: Any,
+    stack_sizes: Any, ranges: Any, mask: Any, steps: Any, cells: Any, chosen: Any, whole: Any,
+    items: Any, count: Any, scored: Any, total: Any,
+) -> int:  # fmt: skip
     """Slices of one work unit, in canonical order; how many there are.
 
-    words: (W, I) uint64; planes: (F, W) uint64, the first all rows; attribute, item_ids: (I,) of the frequent items;
-    prefixes: (P, d - 2) int32 positions of frequent items, sorted; unit: prefixes [0] to [1], and the rows of their
-    joint counts that are of items [2] to [3]; must: the items [0] to [1] of which each slice holds one, or 0, 0;
-    stack_*: the projection for each pair of the current prefix; cells: (rows at a time, F, I).
+    words: (W, I or more) uint64; planes: (W, F or more) uint64, the first all rows; attribute, item_ids: (I,) of the
+    frequent items; prefixes: (P, d - 2) int32 positions of these, sorted; unit: prefixes [0] to [1], and the rows of
+    their joint counts that are of items [2] to [3]; must: items [0] to [1] of which each slice holds one, or 0 and 0;
+    stack_*: the projection for each pair of the current prefix; cells: (rows at a time, F, I or more).
     """
     depth = prefixes.shape[1]
-    n_fields = len(planes)
+    n_fields = cells.shape[1]
     current = np.full(depth, -1, dtype=np.int32)
     prefix_ids = np.empty(depth, dtype=np.int32)
     ids = np.empty(len(item_ids), dtype=np.int32)
@@ -262,13 +160,15 @@ def fill(
                 planes if q == 0 else stack_planes[q - 1],
                 positions,
                 width,
+                len(words[0]) if q == 0 else _padded(width),
                 n_words,
                 here,
                 first,
                 min_count,
-                whole,
+                cells[0],
                 chosen,
                 mask,
+                steps,
                 stack_words[q],
                 stack_planes[q],
                 stack_positions[q + 1],
@@ -280,14 +180,15 @@ def fill(
             ids[j] = item_ids[positions[j]]
         low = np.searchsorted(positions[:width], unit[2])
         high = np.searchsorted(positions[:width], unit[3])
-        _ranges(attribute, positions, width, must, held, ranges)
+        ranges_of(attribute, positions[:width], must, held, ranges)
         some_words = flat if depth == 0 else stack_words[depth - 1]
         some_planes = planes if depth == 0 else stack_planes[depth - 1]
+        stride = len(words[0]) if depth == 0 else _padded(width)
         step = max(4, WORDS_IN_CACHE // max(1, width))
         for begin in range(low, high, len(cells)):
             end = min(begin + len(cells), high)
             for i in range(begin, end):
-                cells[i - begin, :, :width] = 0
+                cells[i - begin, :, :stride] = 0
             for first_word in range(0, n_words, step):
                 last_word = min(first_word + step, n_words)
                 for i in range(begin, end):
@@ -295,24 +196,13 @@ def fill(
                     a, b = ranges[i, 0], ranges[i, 1]
                     if a >= b:
                         continue
-                    f = 0
-                    while f + 2 <= n_fields:
-                        _add_two(
-                            some_words,
-                            width,
-                            some_planes[f],
-                            some_planes[f + 1],
-                            first_word,
-                            last_word,
-                            i,
-                            a,
-                            b,
-                            some[f],
-                            some[f + 1],
-                        )
-                        f += 2
-                    if f < n_fields:
-                        _add(some_words, width, some_planes[f], first_word, last_word, i, a, b, some[f])
+                    for j in range(a // LANES * LANES, b, LANES):
+                        f = 0
+                        while f + 2 <= n_fields:
+                            meet(some_words, stride, first_word, last_word, i, j, some_planes, f, (0, 0), some)
+                            f += 2
+                        if f < n_fields:
+                            meet(some_words, stride, first_word, last_word, i, j, some_planes, f, (0,), some)
             for i in range(begin, end):
                 n_chosen = frequent(cells[i - begin, 0], ranges[i, 0], ranges[i, 1], min_count, chosen)
                 if n_chosen:
@@ -323,31 +213,15 @@ def fill(
     return at
 
 
-@compiled
-def _ranges(attribute: Any, positions: Any, width: int, must: Any, held: bool, ranges: Any) -> None:
-    """Columns [low, high) that each row of a joint count meets: later attributes, and `must` where not yet held."""
-    low = np.searchsorted(positions[:width], must[0])
-    high = np.searchsorted(positions[:width], must[1])
-    after = width
-    for i in range(width - 1, -1, -1):
-        if i + 1 < width and attribute[positions[i + 1]] != attribute[positions[i]]:
-            after = i + 1
-        if held or low <= i < high:
-            ranges[i, 0], ranges[i, 1] = after, width
-        else:
-            ranges[i, 0], ranges[i, 1] = max(after, low), high
-
-
 class BitSets:
     """The table's bit sets, and room to project them in for each thread."""
 
     name = "bit sets"
 
-    def __init__(self, table: Encoded, request: Request) -> None:
+    def __init__(self, table: Encoded, max_depth: int) -> None:
         self._table = table
-        self._request = request
         self._sums = sums_of(table.columns, table.any_unscored, as_planes=True)
-        self._idle: deque[_Room] = deque()
+        self._rooms = Idle(partial(_Room, table, max_depth - 2, self._sums.n_fields))
         self._packing = Lock()
 
     def can(self) -> bool:
@@ -361,36 +235,35 @@ class BitSets:
         """Nanoseconds for each prefix, about."""
         words = level.rows / 64 + 1
         parents = level.parent_rows / 64 + 1
-        projection = parents * level.items_after * 0.4 if level.depth > 2 else 0.0
+        projection = parents * (level.parent_items * 0.2 + level.items_after * 0.8 + 20) if level.depth > 2 else 0.0
         return projection + level.cells * (words * self._sums.n_fields * 0.13 + 1.0) + 300
 
     @cached_property
     def _packed(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         table = self._table
-        words = np.empty((word_count(table.n_rows), table.n_items), dtype=np.uint64)
+        words = np.empty((word_count(table.n_rows), padded(table.n_items)), dtype=np.uint64)
         pack_items(table.codes, table.position, table.offsets, 0, len(words), words)
         planes = [np.ones(table.n_rows, dtype=np.bool_)]
         for column in table.columns:
             if column.scored is not None:
                 planes.append(column.scored)
             planes += [(part.values >> p & 1).astype(np.bool_) for part in column.parts for p in part.planes]
-        return words, pack(np.array(planes))
+        lines = np.zeros((len(words), padded(len(planes))), dtype=np.uint64)
+        lines[:, : len(planes)] = pack(np.array(planes)).T
+        return words, lines
 
-    def fill(self, prefixes: NDArray[np.int32], unit: NDArray[np.int64], lines: Lines) -> int:
+    def fill(self, level: Level, unit: NDArray[np.int64], lines: Lines) -> int:
         """The slices of one piece of work to `lines`; how many."""
         with self._packing:
             words, planes = self._packed
-        try:
-            room = self._idle.pop()
-        except IndexError:
-            room = _Room(self._table, self._request.max_depth - 2, self._sums.n_fields)
         table, sums = self._table, self._sums
-        found: int = fill(
-            words, planes, table.attribute, table.item_ids, prefixes, unit, self._request.must, self._request.min_count,
-            sums.targets, sums.terms, sums.weights, room.words, room.planes, room.positions, room.sizes, room.ranges,
-            room.mask, room.cells, room.chosen, room.whole, lines.items, lines.count, lines.scored, lines.total,
-        )  # fmt: skip
-        self._idle.append(room)
+        with self._rooms.one() as room:
+            found: int = fill(
+                words, planes, table.attribute, table.item_ids, level.prefixes, unit, level.must, level.min_count,
+                sums.targets, sums.terms, sums.weights, room.words, room.planes, room.positions, room.sizes,
+                room.ranges, room.mask, room.steps, room.cells, room.chosen, room.whole,
+                lines.items, lines.count, lines.scored, lines.total,
+            )  # fmt: skip
         return found
 
 
@@ -398,15 +271,16 @@ class _Room:
     """Arrays that one thread works in."""
 
     def __init__(self, table: Encoded, depth: int, n_fields: int) -> None:
-        n_items = max(1, table.n_items)
+        n_items = max(LANES, padded(table.n_items))
         most_words = word_count(int(table.item_count.max(initial=0))) + 1
         depth = max(1, depth)
         self.words = np.empty((depth, most_words * n_items), dtype=np.uint64)
-        self.planes = np.empty((depth, n_fields, most_words), dtype=np.uint64)
+        self.planes = np.empty((depth, most_words, padded(n_fields)), dtype=np.uint64)
         self.positions = np.empty((depth + 1, n_items), dtype=np.int32)
         self.sizes = np.empty((depth + 1, 2), dtype=np.int64)
         self.ranges = np.empty((n_items, 2), dtype=np.int64)
         self.mask = np.empty(word_count(table.n_rows) + 1, dtype=np.uint64)
+        self.steps = np.empty((6, word_count(table.n_rows) + 1), dtype=np.uint64)
         at_once = min(n_items, max(1, CELLS_IN_CACHE // (n_fields * n_items)))
         self.cells = np.empty((at_once, n_fields, n_items), dtype=np.int64)
         self.chosen = np.empty(n_items + 1, dtype=np.int64)

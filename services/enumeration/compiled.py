@@ -2,7 +2,7 @@
 
 Numba keeps a cache only where it may write. An image is compiled when it is built and read-only when it runs, so
 here a cache that is there is read whether or not it can be written to, and a result that cannot be stored is not
-an error. A changed line in any module of this folder makes every stored function stale, since one calls the other.
+an error. A changed line in any compiled module of this folder makes all that is stored stale, since one calls another.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ import hashlib
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from numba import njit, types
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, InTreeCacheLocator, UserWideCacheLocator
 from numba.extending import intrinsic
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 FOLDER = Path(__file__).parent
 
 
@@ -26,12 +25,12 @@ def _source_digest() -> str:
     digest = hashlib.sha256()
     for module in sorted(FOLDER.glob("*.py")):
         text = module.read_bytes()
-        if b"@compiled" in text or b"@intrinsic" in text:
+        if b"@compiled" in text or b"intrinsic(" in text:
             digest.update(text)
     return digest.hexdigest()
 
 
-class _BesideTheSource(InTreeCacheLocator):  # type: ignore[misc]
+class _BesideTheSource(InTreeCacheLocator):
     """`__pycache__` of this folder, when it can be written to or holds the function already."""
 
     def get_source_stamp(self) -> str:
@@ -39,17 +38,17 @@ class _BesideTheSource(InTreeCacheLocator):  # type: ignore[misc]
 
     @classmethod
     def from_function(cls, py_func: Callable[..., Any], py_file: str) -> InTreeCacheLocator | None:
-        locator = cls(py_func, py_file)
+        locator: Any = cls(py_func, py_file)
         if any(Path(locator.get_cache_path()).glob(f"*.{py_func.__qualname__}-*.nbi")):
-            return locator
+            return cast(InTreeCacheLocator, locator)
         try:
             locator.ensure_cache_path()
         except OSError:
             return None
-        return locator
+        return cast(InTreeCacheLocator, locator)
 
 
-class _InTheHome(UserWideCacheLocator):  # type: ignore[misc]
+class _InTheHome(UserWideCacheLocator):
     def get_source_stamp(self) -> str:
         return _source_digest()
 
@@ -62,44 +61,32 @@ class _Nowhere(_BesideTheSource):
         return cls(py_func, py_file)
 
 
-class _Place(CompileResultCacheImpl):  # type: ignore[misc]
-    _locator_classes = (_BesideTheSource, _InTheHome, _Nowhere)
+class _Place(CompileResultCacheImpl):
+    _locator_classes = [_BesideTheSource, _InTheHome, _Nowhere]  # noqa: RUF012  # numba declares it so
 
 
-class _Cache(FunctionCache):  # type: ignore[misc]
+class _Cache(FunctionCache):
     _impl_class = _Place
 
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
-            super().save_overload(sig, data)
+            super().save_overload(sig, data)  # type: ignore[no-untyped-call]
         except OSError:
             return  # read-only, and compiled for another processor: this process keeps what it compiled
 
 
-def compiled(function: Function) -> Function:
+def compiled(function: Callable[..., Any]) -> Any:
     """`function` compiled on its first call, without the GIL, and kept in the cache."""
-    dispatcher = njit(nogil=True)(function)
-    dispatcher._cache = _Cache(function)  # what enable_caching() does, with our places
-    return cast(Function, dispatcher)
+    dispatcher: Any = njit(nogil=True)(function)
+    dispatcher._cache = _Cache(function)  # type: ignore[no-untyped-call]  # enable_caching() with places of our own
+    return dispatcher
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def popcount(typing_context: Any, word: Any) -> Any:
-    """Ones of a uint64, as int64: one instruction, or eight at a time where a loop is vectorised."""
-
+def _popcount(typing_context: Any, word: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.ctpop(arguments[0])
 
     return types.int64(types.uint64), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def trailing_zeros(typing_context: Any, word: Any) -> Any:
-    """Zeros below the lowest one of a uint64 that is not 0, as int64."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        from llvmlite import ir
-
-        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
-
-    return types.int64(types.uint64), generate
+popcount: Any = intrinsic(_popcount)  # ones of a uint64, as int64

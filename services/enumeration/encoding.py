@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -61,13 +61,11 @@ def encode(codes: Codes, tag_counts: ArrayLike, scores: NDArray[np.float64] | No
         raise invalid("tag_counts", f"has shape {counts.shape}; give one count for each of {codes.shape[1]} attributes")
     if scores is not None:
         _check_scores(scores, len(codes))
-    codes = np.ascontiguousarray(codes)
+    codes = cast(Codes, np.ascontiguousarray(codes))
     offsets = item_offsets(counts)
-    n_items = int(offsets[-1])
-    rows_of_item = np.zeros(n_items, dtype=np.int64)
-    count_items(codes, offsets, np.ones(len(codes), dtype=np.int64), rows_of_item)
+    rows_of_item = _sums_by_item(codes, offsets, np.ones(len(codes), dtype=np.int64))
     item_ids = np.flatnonzero(rows_of_item >= min_count).astype(np.int32)
-    position = np.full(n_items, -1, dtype=np.int32)
+    position = np.full(len(rows_of_item), -1, dtype=np.int32)
     position[item_ids] = np.arange(len(item_ids))
     return Encoded(
         codes=codes,
@@ -94,18 +92,23 @@ def _check_scores(scores: NDArray[np.float64], n_rows: int) -> None:
 
 def item_sums(table: Encoded, values: NDArray[np.int64]) -> NDArray[np.int64]:
     """Sum of `values` (N,) over the rows of each frequent item (I,)."""
-    sums = np.zeros(len(table.position), dtype=np.int64)
-    count_items(table.codes, table.offsets, values, sums)
-    return sums[table.item_ids]
+    return _sums_by_item(table.codes, table.offsets, values)[table.item_ids]
+
+
+def _sums_by_item(codes: Codes, offsets: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.int64]:
+    lanes = np.zeros((4, int(offsets[-1])), dtype=np.int64)
+    _add_to_items(codes, offsets, values, lanes)
+    return np.asarray(lanes.sum(axis=0))
 
 
 @compiled
-def count_items(codes: Any, offsets: Any, values: Any, out: Any) -> None:
-    """Add `values` (N,) to the items of each row: codes (N, A) uint8 or uint16, out (items,) int64."""
+def _add_to_items(codes: Any, offsets: Any, values: Any, lanes: Any) -> None:
+    """Add `values` (N,) to the items of each row; neighbours to different lanes, so that none waits for the last."""
     n_rows, n_attributes = codes.shape
     for row in range(n_rows):
         value = values[row]
+        lane = lanes[row & 3]
         for a in range(n_attributes):
             item = offsets[a] + np.int64(codes[row, a])
             if item < offsets[a + 1]:
-                out[item] += value
+                lane[item] += value

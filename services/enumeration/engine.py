@@ -1,39 +1,30 @@
-"""Every slice of a table with at least M rows and at most D pairs, by compiled kernels (paper 4.1).
+"""Every slice of a table with at least M rows and at most D pairs (paper 4.1): what the service calls.
 
-Depth by depth: the slices of d pairs are the frequent cells of joint counts, one for each slice of d - 2 pairs (the
-prefix), over the items of later attributes. Prefixes in order give slices in order, so results stream, and nothing
-is kept but the slices of d - 2 pairs. Which kernel counts is chosen for each depth by what it would cost.
+Compiled kernels do the work (`walk.py`). Where numba is not installed `lattice.py` does, on numpy alone: the same
+slices, more slowly.
 """
 
 from __future__ import annotations
 
-import math
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from services.enumeration.bitset_kernel import BitSets
-from services.enumeration.emission import SCORED, Lines, sums_of
-from services.enumeration.encoding import Encoded, encode, item_sums
-from services.enumeration.lattice import (
-    MAX_SLICES,
-    Cancel,
-    Codes,
-    Progress,
-    Slices,
-    Watch,
-    estimate_slices,
-    too_large,
-)
-from services.enumeration.request import Level, Request, level_of, most_slices
-from services.enumeration.work_units import Crew, core_count, cut
+from services.enumeration import lattice
+from services.enumeration.error_slices import ErrorSlices, find_error_slices, wilson_interval
+from services.enumeration.lattice import MAX_SLICES, Cancel, Codes, Progress, Slices
+from services.enumeration.selection import copied, holding, rank_order, take
+from services.enumeration.work_units import Watch, core_count
 from shared.errors import invalid
 
-CHUNK_SLICES = 1 << 17  # about as many slices as one piece of work yields at most
-PIECE_NANOSECONDS = 20e6  # and about as long as it takes at most
+if TYPE_CHECKING:
+    from services.enumeration.walk import Walk
+
+_COMPILED = find_spec("numba") is not None
 
 
 def enumerate_slices(
@@ -49,9 +40,148 @@ def enumerate_slices(
     on_progress: Progress | None = None,
     cancelled: Cancel | None = None,
 ) -> Slices:
-    """All slices of at most `max_depth` pairs with at least `min_count` rows, in one piece.
+    """All slices in one piece: as `stream_slices`; memory is the result and at most 100 megabytes."""
+    watch = Watch(on_progress, cancelled)
+    if not _COMPILED:
+        return _by_lattice(codes, tag_counts, scores, min_count, max_depth, must_hold, max_slices, watch)
+    walk = _walk(codes, tag_counts, scores, min_count, max_depth, must_hold, max_slices, watch)
+    return walk.all(threads or core_count())
 
-    As `stream_slices`; memory above the start is the result and at most 100 megabytes.
+
+def stream_slices(
+    codes: Codes,
+    tag_counts: ArrayLike,
+    scores: NDArray[np.float64] | None,
+    *,
+    min_count: int,
+    max_depth: int,
+    must_hold: int | None = None,
+    max_slices: int = MAX_SLICES,
+    threads: int | None = None,
+    on_progress: Progress | None = None,
+    cancelled: Cancel | None = None,
+) -> Iterator[Slices]:
+    """All slices of at most `max_depth` pairs with at least `min_count` rows, in chunks, in canonical order.
+
+    codes: (N, A) uint8 or uint16; a code at or above its attribute's tag count matches nothing.
+    tag_counts: (A,) tags of each attribute.
+    scores: (N, K) float64 in [0, 1], NaN where a row is not scored; None for no columns.
+    must_hold: only slices with a pair of this attribute.
+    threads: all cores when None; the result does not depend on it.
+    on_progress gets (done, total), and `cancelled` is asked, several times a second; the total grows until the last
+    depth has begun.
+    Raises InvalidInput (shapes, ranges), TooLarge (more than `max_slices`: estimated first, and counted as it goes)
+    and Cancelled.
     """
-    asked = _Asked(codes, tag_counts, scores, min_count, max_depth, must_hold, max_slices)
-    return _join(asked, max_depth, threads, Watch(on_progress, cancelled))
+    watch = Watch(on_progress, cancelled)
+    if not _COMPILED:
+        return iter([_by_lattice(codes, tag_counts, scores, min_count, max_depth, must_hold, max_slices, watch)])
+    walk = _walk(codes, tag_counts, scores, min_count, max_depth, must_hold, max_slices, watch)
+    return (copied(chunk) for chunk, _ in walk.borrowed(threads or core_count()))
+
+
+@dataclass(frozen=True)
+class FoundErrors:
+    """Error slices in rank order (`errors.index` counts up), out of `candidates` slices that were enumerated."""
+
+    slices: Slices
+    errors: ErrorSlices
+    candidates: int
+
+
+def error_slices(
+    codes: Codes,
+    tag_counts: ArrayLike,
+    scores: NDArray[np.float64],
+    *,
+    min_count: int,
+    max_depth: int,
+    margin: float,
+    column: int = 0,
+    top: int | None = None,
+    must_hold: int | None = None,
+    max_slices: int = MAX_SLICES,
+    threads: int | None = None,
+    on_progress: Progress | None = None,
+    cancelled: Cancel | None = None,
+) -> FoundErrors:
+    """The error slices of one score column, as `find_error_slices` finds them among all slices (paper 4.1.4).
+
+    Each slice is judged when it is made and only error slices are kept, or the first `top` of their ranking; beside
+    them memory holds the means of the slices of fewer than `max_depth` pairs, at most 50 megabytes at 28 million
+    slices. The rest as in `stream_slices`; `max_slices` bounds the slices that are looked at. Raises InvalidInput
+    also where no row is scored in `column`.
+    """
+    watch = Watch(on_progress, cancelled)
+    if not 0 <= column < scores.shape[1]:
+        raise invalid("column", f"is {column}; there are {scores.shape[1]} score columns")
+    known = scores[~np.isnan(scores[:, column]), column]
+    if known.size == 0:
+        raise invalid("scores", f"column {column} has no score")
+    overall, loss = float(known.mean()), float((1.0 - known).sum())
+    if _COMPILED:
+        from services.enumeration.error_rule import judged_slices
+
+        walk = _walk(codes, tag_counts, scores, min_count, max_depth, must_hold, max_slices, watch)
+        kept, lowest, candidates = judged_slices(walk, column, overall, margin, top, threads or core_count())
+    else:
+        everything = _by_lattice(codes, tag_counts, scores, min_count, max_depth, None, max_slices, watch)
+        errors = find_error_slices(everything, column, overall, loss, margin=margin)
+        lines = np.sort(errors.index)
+        lowest = (errors.mean + errors.parent_drop)[np.argsort(errors.index)]
+        held = holding(take(everything, lines), tag_counts, must_hold)
+        kept, lowest, candidates = take(everything, lines[held]), lowest[held], len(everything)
+    return FoundErrors(*_ranked(kept, lowest, column, overall, loss, top), candidates)
+
+
+def _ranked(
+    slices: Slices, lowest: NDArray[np.float64], column: int, overall: float, loss: float, top: int | None
+) -> tuple[Slices, ErrorSlices]:
+    """Error slices in canonical order, with the lowest mean among the parents of each, by rank."""
+    order = rank_order(slices, column)[:top]
+    slices, lowest = take(slices, order), lowest[order]
+    scored, total = slices.scored[:, column], slices.total[:, column]
+    mean = total / scored
+    low, high = wilson_interval(mean, scored)
+    share = (scored - total) / loss if loss > 0 else np.zeros(len(mean))
+    return slices, ErrorSlices(np.arange(len(mean)), mean, overall - mean, lowest - mean, share, low, high)
+
+
+def _walk(
+    codes: Codes,
+    tag_counts: ArrayLike,
+    scores: NDArray[np.float64] | None,
+    min_count: int,
+    max_depth: int,
+    must_hold: int | None,
+    max_slices: int,
+    watch: Watch,
+) -> Walk:
+    from services.enumeration.walk import Walk  # numba takes a moment to import; only those who enumerate wait for it
+
+    return Walk(codes, tag_counts, scores, min_count, max_depth, must_hold, max_slices, watch)
+
+
+def _by_lattice(
+    codes: Codes,
+    tag_counts: ArrayLike,
+    scores: NDArray[np.float64] | None,
+    min_count: int,
+    max_depth: int,
+    must_hold: int | None,
+    max_slices: int,
+    watch: Watch,
+) -> Slices:
+    found = lattice.enumerate_slices(
+        codes,
+        tag_counts,
+        scores,
+        min_count=min_count,
+        max_depth=max_depth,
+        max_slices=max_slices,
+        on_progress=watch.on_progress,
+        cancelled=watch.cancelled,
+    )
+    if must_hold is not None and not 0 <= must_hold < codes.shape[1]:
+        raise invalid("must_hold", f"is {must_hold}; the table has attributes 0 to {codes.shape[1] - 1}")
+    return take(found, holding(found, tag_counts, must_hold))

@@ -50,7 +50,7 @@ def find_error_slices(
     mean = np.divide(total, scored, out=np.full(len(slices), np.inf), where=scored > 0)
     candidates = np.flatnonzero((mean < overall_mean - margin) & (mean < overall_mean))
     lowest = np.full(len(slices), overall_mean)
-    lattice = _Lattice(slices.items)
+    lattice = Lattice(slices.items)
     pairs = lattice.depth[candidates]
     kept = [candidates[pairs == 1]]
     for depth in range(2, slices.items.shape[1] + 1):
@@ -89,7 +89,7 @@ def wilson_interval(
     return np.clip(np.minimum(middle - half, mean), 0.0, 1.0), np.clip(np.maximum(middle + half, mean), 0.0, 1.0)
 
 
-class _Lattice:
+class Lattice:
     """Finds slices by their items.
 
     A slice of d pairs is known by (the slice of its first d - 1 items, its last item), which fits one int64 whatever

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_NANO_BITS = 30  # with these and log2(N) more, rounding N scores costs a sum at most 2**-31, half a billionth
+_NANO_BITS = 29  # with these and log2(N) more, rounding N scores costs a sum at most 2**-30, a billionth
 _LOW_BITS = 16  # of a column that one 63-bit sum cannot hold
 _EXACT_BITS = 10  # scores that are multiples of 2**-10 are looked for: 0/1, halves, quarters, …
 

@@ -12,9 +12,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from shared.errors import invalid
-from shared.schema import Schema
+from shared.schema import MAIN_OBJECT, Schema
 
 TAGS = pa.list_(pa.struct([("attribute", pa.string()), ("tag", pa.string())]))
+_WORDS = ("attribute", "tag", "class")
 _TERM = re.compile(r'\s*(\w+)\s*(<=|>=|=|<|>)\s*("(?:[^"\\]|\\.)*"|[^\s"]+)(?:\s+AND\s+(?=\S)|\s*$)')
 _COMPARE = {
     "<": np.less,
@@ -50,9 +51,21 @@ def schema_vocabulary(schema: Schema) -> Vocabulary:
 
 def tags_column(items: npt.NDArray[np.int32], words: Vocabulary) -> pa.Array:
     """Items (S, D) padded with -1 as a list<struct<attribute, tag>> column, no Python object a slice."""
+    return _pairs_column(items, words, [], [])
+
+
+def blame_column(items: npt.NDArray[np.int32], blame: npt.NDArray[np.float64], words: Vocabulary) -> pa.Array:
+    """Items and their shares of the drop, both (S, D), as a list<struct<attribute, tag, drop>> column."""
+    return _pairs_column(items, words, ["drop"], [pa.array(blame[items >= 0])])
+
+
+def _pairs_column(
+    items: npt.NDArray[np.int32], words: Vocabulary, names: list[str], values: list[pa.Array]
+) -> pa.Array:
     held = items >= 0
     flat = pa.array(items[held].astype(np.int64))
-    pairs = pa.StructArray.from_arrays([words.attributes.take(flat), words.tags.take(flat)], ["attribute", "tag"])
+    columns = [words.attributes.take(flat), words.tags.take(flat), *values]
+    pairs = pa.StructArray.from_arrays(columns, ["attribute", "tag", *names])
     offsets = np.concatenate([[0], np.cumsum(held.sum(axis=1))]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pairs)
 
@@ -66,8 +79,8 @@ def choose(
 ) -> npt.NDArray[np.int64]:
     """Positions of the slices that pass `filter_text`, in the order that `order_by` asks for.
 
-    The filter is terms joined by AND: a field of `columns` with a comparison, or attribute / tag with `=`; both
-    named together must hold of the same pair only where the filter has exactly one of each. Raises InvalidInput
+    The filter is terms joined by AND: a field of `columns` with a comparison, or attribute / tag / class with `=`;
+    attribute and tag must hold of the same pair only where the filter has exactly one of each. Raises InvalidInput
     for what cannot be read or a field that these slices lack.
     """
     keep = np.ones(len(items), dtype=bool)
@@ -75,10 +88,13 @@ def choose(
     tags: list[str] = []
     for name, operator, raw in _terms(filter_text.strip()):
         value = re.sub(r"\\(.)", r"\1", raw[1:-1]) if raw.startswith('"') else raw
-        if name in ("attribute", "tag"):
+        if name in _WORDS:
             if operator != "=":
                 raise invalid("filter", f"{name} is compared with =")
-            (attributes if name == "attribute" else tags).append(value)
+            if name == "class":
+                keep &= _holds(items, words, [MAIN_OBJECT], [value])
+            else:
+                (attributes if name == "attribute" else tags).append(value)
             continue
         column = _numbers(columns, name, "filter")
         try:
@@ -116,7 +132,7 @@ def _numbers(
     columns: dict[str, npt.NDArray[np.float64] | npt.NDArray[np.int64]], name: str, field: str
 ) -> npt.NDArray[np.float64]:
     if name not in columns:
-        raise invalid(field, f"'{name[:60]}' is not one of {', '.join(columns)}, attribute, tag")
+        raise invalid(field, f"'{name[:60]}' is not one of {', '.join(columns)}, {', '.join(_WORDS)}")
     return columns[name].astype(np.float64)
 
 

@@ -7,13 +7,14 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import grpc
+from redis.asyncio import Redis
+
 from hibug2.v1 import enumeration_pb2 as pb
 from hibug2.v1 import enumeration_pb2_grpc as rpc
 from hibug2.v1 import slice_pb2, slice_pb2_grpc
-from redis.asyncio import Redis
-
-from services.enumeration import lattice, slices
+from services.enumeration import engine, lattice, slices
 from services.enumeration.config import Settings
+from services.enumeration.ranking import rank_artifact
 from services.enumeration.read import vocabulary
 from services.enumeration.slice_server import SliceServicer
 from services.enumeration.table import read_table
@@ -22,7 +23,7 @@ from shared.jobs import Jobs, Progress
 from shared.names import Name, content_id, dataset_id, parse
 from shared.queue.stream import connect
 from shared.rpc import context as call
-from shared.rpc.arrow import receive_table, send_table
+from shared.rpc.arrow import receive_table, send_batches
 from shared.rpc.provenance import provenance_proto
 from shared.rpc.server import RunningServer, start
 from shared.store.artifacts import Artifacts
@@ -30,6 +31,7 @@ from shared.store.store import Store
 
 Context = grpc.aio.ServicerContext[Any, Any]
 MIN_COUNT, MAX_DEPTH, MARGIN, SPLIT = 10, 3, 0.2, "validation"
+PERMUTATIONS, MAX_PERMUTATIONS = 20, 1000
 # Part of every artifact's id: raised when the same input would give another result.
 ENUMERATION_REVISION = RANKING_REVISION = 1
 
@@ -129,18 +131,37 @@ class EnumerationServicer(rpc.EnumerationServiceServicer):
         margin = request.margin if request.HasField("margin") else MARGIN
         if not 0.0 <= margin <= 1.0:
             raise invalid("margin", f"is {margin}; give a number from 0 to 1")
+        permutations = request.permutation_count if request.HasField("permutation_count") else PERMUTATIONS
+        if not 0 <= permutations <= MAX_PERMUTATIONS:
+            raise invalid("permutation_count", f"is {permutations}; give 0 to {MAX_PERMUTATIONS}")
         artifacts = self._artifacts()
         await asyncio.to_thread(artifacts.manifest, enumeration)
         record = await asyncio.to_thread(artifacts.model, model.dataset, model.id)
-        key = content_id(enumeration=enumeration.id, scores=record.digest, margin=margin, revision=RANKING_REVISION)
+        key = content_id(
+            enumeration=enumeration.id,
+            model=model.id,
+            scores=record.digest,
+            margin=margin,
+            permutations=permutations,
+            seed=request.seed,
+            revision=RANKING_REVISION,
+        )
         name = Name(dataset, "rankings", key)
 
         async def work(progress: Progress) -> None:
             await self._in_turn(
                 progress,
                 "scoring slices",
-                lambda: slices.rank_artifact(
-                    artifacts, name, enumeration, record, margin, progress.update, lambda: progress.cancelled
+                lambda: rank_artifact(
+                    artifacts,
+                    name,
+                    enumeration,
+                    record,
+                    margin=margin,
+                    permutations=permutations,
+                    seed=request.seed,
+                    on_progress=progress.update,
+                    cancelled=lambda: progress.cancelled,
                 ),
             )
 
@@ -156,6 +177,15 @@ class EnumerationServicer(rpc.EnumerationServiceServicer):
             response.scored_count = manifest.summary["scored_count"]
             response.slice_count = manifest.summary["slice_count"]
             response.error_slice_count = manifest.summary["error_slice_count"]
+            response.tested_count = manifest.summary["tested_count"]
+            response.significant_count = manifest.summary["significant_count"]
+            response.family_count = manifest.summary["family_count"]
+            if manifest.summary["by_chance"] is not None:
+                mean, low, high = manifest.summary["by_chance"]
+                permutations = int(manifest.provenance.parameters["permutations"])
+                response.by_chance.CopyFrom(
+                    pb.ChanceCount(permutation_count=permutations, mean=mean, low=low, high=high)
+                )
             response.provenance.CopyFrom(provenance_proto(manifest.provenance))
         return response
 
@@ -189,7 +219,7 @@ class EnumerationServicer(rpc.EnumerationServiceServicer):
 
         def work() -> None:
             found.append(
-                lattice.enumerate_slices(
+                engine.enumerate_slices(
                     table.codes,
                     table.tag_counts,
                     table.scores,
@@ -202,7 +232,8 @@ class EnumerationServicer(rpc.EnumerationServiceServicer):
 
         await self._in_turn(progress, "enumerating", work)
         words = vocabulary(table.names, table.tag_sets)
-        for message in send_table(slices.enumerated_table(found[0], words, tuple(header.score_columns))):
+        schema, batches = slices.enumerated_batches(found[0], words, tuple(header.score_columns))
+        for message in send_batches(schema, batches):
             yield pb.EnumerateTableResponse(arrow=message)
 
 

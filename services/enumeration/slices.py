@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,26 +10,27 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from services.enumeration import lattice
-from services.enumeration.error_slices import ErrorSlices, find_error_slices
-from services.enumeration.read import TAGS, Vocabulary, schema_vocabulary, tags_column
-from shared.errors import Precondition, invalid
+from services.enumeration import engine, lattice
+from services.enumeration.hypothesis import hypothesis_rows
+from services.enumeration.read import TAGS, Vocabulary, blame_column, schema_vocabulary, tags_column
+from services.enumeration.selection import take
+from shared.errors import invalid
 from shared.names import Name
 from shared.schema import Schema
 from shared.store.artifacts import (
     Artifacts,
     Manifest,
-    ModelRecord,
     Provenance,
     TagTable,
     column_by_id,
     item_columns,
     items_of,
-    scores_in_order,
 )
 
 OnProgress = Callable[[int, int], None]
+Terms = Mapping[int, list[int]]  # attribute -> tag codes, any of which will do
 Cancelled = Callable[[], bool]
+_BATCH_ROWS = 8192
 
 
 def rows_of_split(artifacts: Artifacts, tagging: Name, split: str) -> TagTable:
@@ -56,7 +57,7 @@ def enumerate_artifact(
 ) -> None:
     """Enumerate the slices of a tagging's `split` and store them as `name`."""
     table = rows_of_split(artifacts, tagging, split)
-    found = lattice.enumerate_slices(
+    found = engine.enumerate_slices(
         table.codes,
         table.tag_counts,
         None,
@@ -85,76 +86,6 @@ def enumerate_artifact(
     )
 
 
-def rank_artifact(
-    artifacts: Artifacts,
-    name: Name,
-    enumeration: Name,
-    model: ModelRecord,
-    margin: float,
-    on_progress: OnProgress,
-    cancelled: Cancelled,
-) -> None:
-    """Score the slices of an enumeration for one model and store its error slices as `name`."""
-    parameters = artifacts.manifest(enumeration).provenance.parameters
-    tagging = Name(enumeration.dataset, "taggings", str(parameters["tagging"]).rpartition("/")[2])
-    table = rows_of_split(artifacts, tagging, str(parameters["split"]))
-    stored = artifacts.read_part(enumeration, "slices")
-    items, count = items_of(stored), stored.column("count").to_numpy()
-    scores = scores_in_order(artifacts.scores(model), table.instance_ids)
-    scored = ~np.isnan(scores)
-    if not scored.any():
-        raise Precondition(
-            f"model '{model.model}' has no score for any of the {len(scores)} {parameters['split']} instances; add them"
-        )
-    overall, loss = float(scores[scored].mean()), float((1.0 - scores[scored]).sum())
-    per_slice, total = lattice.score_slices(
-        table.codes, table.tag_counts, items, scores[:, None], on_progress=on_progress, cancelled=cancelled
-    )
-    slices = lattice.Slices(items, count, per_slice, total)
-    found = find_error_slices(slices, 0, overall, loss, margin=margin)
-    artifacts.write_part(name, "error_slices", _ranking_table(slices, found))
-    artifacts.complete(
-        name,
-        Manifest(
-            Provenance(
-                inputs={"enumeration": str(enumeration), "scores": model.digest},
-                parameters={
-                    "enumeration": str(enumeration),
-                    "tagging": str(tagging),
-                    "schema": parameters["schema"],
-                    "split": parameters["split"],
-                    "min_count": parameters["min_count"],
-                    "max_depth": parameters["max_depth"],
-                    "model": model.model,
-                    "margin": margin,
-                },
-            ),
-            {
-                "overall_mean": overall,
-                "scored_count": int(scored.sum()),
-                "slice_count": len(slices),
-                "error_slice_count": int(found.index.size),
-            },
-        ),
-    )
-
-
-def _ranking_table(slices: lattice.Slices, found: ErrorSlices) -> pa.Table:
-    return pa.table(
-        {
-            **item_columns(slices.items[found.index]),
-            "count": pa.array(slices.count[found.index]),
-            "scored_count": pa.array(slices.scored[found.index, 0]),
-            "mean": pa.array(found.mean),
-            "drop": pa.array(found.drop),
-            "parent_drop": pa.array(found.parent_drop),
-            "error_share": pa.array(found.error_share),
-            "interval_low": pa.array(found.interval_low),
-            "interval_high": pa.array(found.interval_high),
-        }
-    )
-
-
 @dataclass(frozen=True)
 class StoredSlices:
     """A stored enumeration or ranking, opened for reading. Rankings are in rank order."""
@@ -166,13 +97,18 @@ class StoredSlices:
     tagging: Name
     split: str
     is_ranking: bool
+    blame: npt.NDArray[np.float64] | None  # (S, D) each pair's share of the drop, rankings only
 
     def arrow(self, positions: npt.NDArray[np.int64]) -> pa.Table:
         """The slices at `positions`: tags (list of struct attribute, tag), rank for rankings, and every number."""
         columns = {"tags": tags_column(self.items[positions], self.words)}
         if self.is_ranking:
             columns["rank"] = pa.array(positions + 1)
-        columns |= {k: pa.array(v[positions]) for k, v in self.columns.items() if k != "depth"}
+        for name, values in self.columns.items():
+            if name != "depth":  # told by the tags; NaN stands for what was not tested
+                columns[name] = pa.array(values[positions], from_pandas=True)
+        if self.blame is not None:
+            columns["blame"] = blame_column(self.items[positions], self.blame[positions], self.words)
         return pa.table(columns)
 
 
@@ -183,29 +119,39 @@ def open_slices(artifacts: Artifacts, name: Name) -> StoredSlices:
     is_ranking = name.collection == "rankings"
     table = artifacts.read_part(name, "error_slices" if is_ranking else "slices")
     items = items_of(table)
-    numbers = [c for c in table.column_names if not c.startswith("item_")]
+    numbers = [c for c in table.column_names if not c.startswith(("item_", "blame_"))]
+    blame = (
+        np.column_stack([table.column(f"blame_{i}").to_numpy() for i in range(items.shape[1])]) if is_ranking else None
+    )
     columns = {"depth": (items >= 0).sum(axis=1), **{c: table.column(c).to_numpy() for c in numbers}}
     tagging = Name(name.dataset, "taggings", str(parameters["tagging"]).rpartition("/")[2])
     return StoredSlices(
-        items, columns, schema_vocabulary(schema), schema, tagging, str(parameters["split"]), is_ranking
+        items, columns, schema_vocabulary(schema), schema, tagging, str(parameters["split"]), is_ranking, blame
     )
 
 
-def slice_instances(artifacts: Artifacts, stored: StoredSlices, pairs: list[tuple[str, str]]) -> list[str]:
-    """Ids of the instances that hold all `pairs` (attribute, tag); InvalidInput for what the schema lacks."""
-    if len({a for a, _ in pairs}) != len(pairs):
-        raise invalid("tags", "name each attribute once")
+def slice_instances(artifacts: Artifacts, stored: StoredSlices, terms: Terms) -> list[str]:
+    """Ids of the instances that hold a tag of each of `terms`."""
     table = rows_of_split(artifacts, stored.tagging, stored.split)
-    keep = np.ones(len(table.codes), dtype=bool)
-    for i, (attribute, tag) in enumerate(pairs):
-        if attribute not in table.schema.names():
-            raise invalid(f"tags[{i}].attribute", f"'{attribute[:80]}' is not in the schema")
-        column = table.schema.names().index(attribute)
-        if tag not in table.schema.attributes[column].tags:
-            raise invalid(f"tags[{i}].tag", f"'{tag[:80]}' is no tag of '{attribute}'")
-        keep &= table.codes[:, column] == table.schema.attributes[column].code(tag)
-    ids: list[str] = table.instance_ids.filter(pa.array(keep)).to_pylist()
+    rows = hypothesis_rows(table.codes, table.tag_counts, terms) if terms else np.arange(len(table.codes))
+    ids: list[str] = table.instance_ids.take(pa.array(rows)).to_pylist()
     return ids
+
+
+def enumerated_batches(
+    found: lattice.Slices, words: Vocabulary, score_columns: tuple[str, ...]
+) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """`enumerated_table` as its schema and batches, each made when it is asked for: tags in words take much room."""
+
+    def lines(start: int) -> lattice.Slices:
+        return take(found, np.arange(start, min(start + _BATCH_ROWS, len(found))))
+
+    batches = (
+        batch
+        for start in range(0, len(found), _BATCH_ROWS)
+        for batch in enumerated_table(lines(start), words, score_columns).combine_chunks().to_batches()
+    )
+    return enumerated_table(lines(len(found)), words, score_columns).schema, batches
 
 
 def enumerated_table(found: lattice.Slices, words: Vocabulary, score_columns: tuple[str, ...]) -> pa.Table:

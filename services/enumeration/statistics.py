@@ -34,9 +34,7 @@ _DRAWN_SIZES = 300  # above it, the distribution of the weighted mean is taken f
 _SLICES_AT_ONCE = 256
 
 
-def slice_significance(
-    slices: Slices, column: int, scores: Floats, *, min_scored: int
-) -> tuple[Floats, Floats]:
+def slice_significance(slices: Slices, column: int, scores: Floats, *, min_scored: int) -> tuple[Floats, Floats]:
     """p-value and q-value (S,) float64 of every slice in `column`; NaN where fewer than `min_scored` are scored.
 
     `scores` (N,) float64 are the column's scores, NaN where not scored. All slices with enough scores are candidates,
@@ -58,12 +56,13 @@ def p_values(scores: Floats, scored: NDArray[np.int64], total: Floats) -> Floats
 
     Other scores: a saddlepoint approximation of the same permutation distribution (Robinson 1982; Skovgaard's double
     saddlepoint form, 1987). It works from the dataset's own scores, so their skewness counts at n = 10 as it must,
-    where a t-test or a normal tail is off by orders of magnitude; and it needs no sum of squares. Scores that pile up
-    (a missed object has IoU 0, a found one about 0.8) make the sum lumpy, and a smooth tail then finds up to half as
-    many again as it should at n = 10. So the tail takes the correction for a lattice with the span of two-valued scores of the
-    tilted standard deviation s and skewness g, h = s sqrt(4 + g**2): exact when scores are two-valued, vanishing as n
-    grows. It never exceeds the Chernoff bound, which holds for every n (Hoeffding 1963, Theorem 4). The tests draw
-    samples of 10 and up from skewed, lumpy and tied scores: the share with p <= a is at most a, from 0.05 to 0.0001.
+    where a t-test or a normal tail goes wrong; and it needs no sum of squares. Scores that pile up (a missed object
+    has IoU 0, a found one about 0.8) make the sum lumpy, and a smooth tail then finds up to half as many again as it
+    should at n = 10. So the tail takes the correction for a lattice as wide as that of two-valued scores with the
+    tilted standard deviation s and skewness g, h = s sqrt(4 + g**2): exact when scores are two-valued, and vanishing
+    as n grows. It never exceeds the Chernoff bound, which holds for every n (Hoeffding 1963, Theorem 4).
+    Of slices drawn at random from skewed, lumpy and tied scores, the share with p <= a was 0.05 to 0.75 of a at
+    n = 10, for a from 0.05 to 0.0001, and at n = 1,500 0.6 to 1 of a = 0.05.
     """
     known = scores[~np.isnan(scores)]
     out = np.full(scored.shape, np.nan)
@@ -84,9 +83,7 @@ def p_values(scores: Floats, scored: NDArray[np.int64], total: Floats) -> Floats
     return out
 
 
-def hypergeometric_tail(
-    population: int, hits: int, drawn: NDArray[np.int64], drawn_hits: NDArray[np.int64]
-) -> Floats:
+def hypergeometric_tail(population: int, hits: int, drawn: NDArray[np.int64], drawn_hits: NDArray[np.int64]) -> Floats:
     """P(X <= drawn_hits) (S,), X the hits among `drawn` of `population` of which `hits` are hits.
 
     Each distinct pair is worked out once, to a relative error of about 1e-14 times the population's log factorial.
@@ -105,9 +102,7 @@ def hypergeometric_tail(
     return np.asarray(np.clip(tail, 0.0, 1.0)[inverse])
 
 
-def _sum_down(
-    population: int, hits: int, n: NDArray[np.int64], k: NDArray[np.int64], log_factorial: Floats
-) -> Floats:
+def _sum_down(population: int, hits: int, n: NDArray[np.int64], k: NDArray[np.int64], log_factorial: Floats) -> Floats:
     """P(X <= k) for k at or below the mean: the terms from k down, each from the one above, until they vanish."""
     tail = np.zeros(len(n))
     active = np.flatnonzero(k >= np.maximum(0, n + hits - population))
@@ -119,10 +114,10 @@ def _sum_down(
 
     first = np.exp(log_choose(hits, k) + log_choose(misses, n - k) - log_choose(population, n))
     # term(j - 1) / term(j) = j (misses - n + j) / ((hits - j + 1) (n - j + 1)); past the last term all are zero.
-    j = k.astype(np.float64)
-    others, hits_left, draws_left = misses - n + j, hits - j + 1.0, n - j + 1.0
-    terms, sums = np.ones(len(n)), np.ones(len(n))
+    j, ones = k.astype(np.float64), np.ones(len(n))
+    state = np.stack((first, ones, ones, j, misses - n + j, hits - j + 1.0, n - j + 1.0))
     while active.size:
+        first, terms, sums, j, others, hits_left, draws_left = state
         for _ in range(_TERMS_AT_ONCE):
             terms *= j
             terms *= others
@@ -133,11 +128,8 @@ def _sum_down(
             hits_left += 1.0
             draws_left += 1.0
         done = terms <= 1e-16 * sums
-        if done.any():
-            tail[active[done]] = first[done] * sums[done]
-            active, first, terms, sums, j, others, hits_left, draws_left = (
-                x[~done] for x in (active, first, terms, sums, j, others, hits_left, draws_left)
-            )
+        tail[active[done]] = first[done] * sums[done]
+        active, state = active[~done], state[:, ~done]
     return tail
 
 
@@ -147,13 +139,17 @@ def _permutation_tail(known: Floats, n: NDArray[np.int64], total: Floats) -> Flo
     variance = float(known.var())
     out = np.ones(len(n))
     inner = np.flatnonzero(n < size)  # the whole dataset has one sum only
+    if inner.size == 0:
+        return out
     n, total = n[inner], total[inner]
     spread = np.sqrt(variance * n * (size - n) / (size - 1))
     z = (total - n * mean) / spread
     sizes, which = np.unique(n, return_inverse=True)
     step = np.rint(np.log(sizes / (size - sizes)) / _SIZE_STEP).astype(np.int64)
     alone = np.minimum(sizes, size - sizes) <= _EXACT_SIZES
-    _, first, group = np.unique(np.where(alone, sizes, size - step.min() + step), return_index=True, return_inverse=True)
+    _, first, group = np.unique(
+        np.where(alone, sizes, size - step.min() + step), return_index=True, return_inverse=True
+    )
     z_curves, r_curves = _tail_curves(*_histogram(known), sizes[first])
     order = np.argsort(group[which], kind="stable")
     ends = np.searchsorted(group[which][order], np.arange(len(first) + 1))
@@ -179,7 +175,7 @@ def _histogram(known: Floats) -> tuple[Floats, Floats]:
         )
     )
     bins = np.searchsorted(edges, values, side="right")
-    mass = np.bincount(bins, counts, len(edges) + 1)
+    mass = np.bincount(bins, counts, len(edges) + 1).astype(np.float64)
     total = np.bincount(bins, counts * values, len(edges) + 1)
     return total[mass > 0] / mass[mass > 0], mass[mass > 0]
 
@@ -200,12 +196,14 @@ def _tail_curves(values: Floats, weights: Floats, sizes: NDArray[np.int64]) -> t
         n = sizes[start : start + step].astype(np.float64)[:, None]
         spread = np.sqrt(variance * n * (size - n) / (size - 1))
         tilt = reach / spread
-        total, log_p = _saddlepoint(
-            centred, weights, np.broadcast_to(n, tilt.shape).reshape(-1), tilt.reshape(-1)
+        total, log_p = (
+            x.reshape(tilt.shape)
+            for x in _saddlepoint(centred, weights, np.broadcast_to(n, tilt.shape).reshape(-1), tilt.reshape(-1))
         )
-        z[start : start + step] = total.reshape(tilt.shape) / spread
-        r[start : start + step] = ndtri_exp(np.minimum(log_p.reshape(tilt.shape), -1e-15))
-    return np.maximum.accumulate(z, axis=1), np.maximum.accumulate(r, axis=1)
+        z[start : start + step] = total / spread
+        log_p = np.minimum(log_p, _chernoff(centred, weights, n, tilt, total))
+        r[start : start + step] = ndtri_exp(np.minimum(log_p, -1e-15))
+    return np.asarray(np.maximum.accumulate(z, axis=1)), np.asarray(np.maximum.accumulate(r, axis=1))
 
 
 def _saddlepoint(values: Floats, weights: Floats, n: Floats, tilt: Floats) -> tuple[Floats, Floats]:
@@ -220,27 +218,40 @@ def _saddlepoint(values: Floats, weights: Floats, n: Floats, tilt: Floats) -> tu
     total = drawn @ (weights * values)
     variances = weights * drawn * (1.0 - drawn)
     k_aa = variances.sum(axis=1)
-    middle = variances @ values / k_aa
-    k_tt = (variances * (values - middle[:, None]) ** 2).sum(axis=1)  # the determinant of K'' is k_aa * k_tt
     share = n / size
     log_odds = np.log(share / (1.0 - share))
     at_null = -size * np.log1p(-share) - log_odds * n
     at_tilt = np.logaddexp(0.0, logits) @ weights - offset * n - tilt * total
     w = np.sign(tilt) * np.sqrt(np.maximum(2.0 * (at_null - at_tilt), 1e-300))
     span = _span(values, weights * np.where((share <= 0.5)[:, None], drawn, 1.0 - drawn))
-    u = -np.expm1(span * tilt) / span * np.sqrt(k_aa * k_tt / (size * share * (1.0 - share)))
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # at the very lowest sum nothing varies
+        middle = variances @ values / k_aa
+        k_tt = (variances * (values - middle[:, None]) ** 2).sum(axis=1)  # the determinant of K'' is k_aa * k_tt
+        u = -np.expm1(span * tilt) / span * np.sqrt(k_aa * k_tt / (size * share * (1.0 - share)))
         rest = 1.0 / w + 1.0 / u
         lower = -(w**2) / 2 - np.log(np.sqrt(2 * np.pi)) + np.log(np.sqrt(np.pi / 2) * erfcx(-w / np.sqrt(2)) + rest)
         upper = np.log(np.clip(ndtr(w) + np.exp(-(w**2) / 2) / np.sqrt(2 * np.pi) * rest, 0.0, 1.0))
     log_p = np.where(w < 0, lower, upper)
     log_p = np.where(np.isnan(log_p), 0.0, log_p)
-    # Any tilt t <= 0 gives a bound, E exp(t (S - s)); drawing with replacement makes it larger still.
-    logs = tilt[:, None] * values
-    most = logs.max(axis=1)
-    log_mgf = most + np.log(np.exp(logs - most[:, None]) @ weights / size)
-    chernoff = np.where(tilt < 0, n * log_mgf - tilt * total, 0.0)
-    return total, np.minimum(np.minimum(log_p, chernoff), 0.0)
+    return total, np.minimum(log_p, 0.0)
+
+
+def _chernoff(values: Floats, weights: Floats, n: Floats, tilt: Floats, total: Floats) -> Floats:
+    """Log of a bound on P(sum of n <= total) for each size and point (J, T); `tilt` (J, T), `values` have mean 0.
+
+    E exp(t (S - s)) for any t <= 0, where drawing with replacement only makes it larger, so M(t)**n will do for the
+    mean of exp(t S). What is left out sums to -S, and bounds it likewise. The least over all tilts of the size.
+    """
+    size = weights.sum()
+    below = tilt < 0
+    bound = np.zeros(total.shape)
+    for drawn, sign in ((n, 1.0), (size - n, -1.0)):
+        logs = sign * tilt[..., None] * values
+        most = logs.max(axis=2)
+        log_mgf = most + np.log(np.exp(logs - most[..., None]) @ weights / size)
+        exponents = np.where(below, drawn * log_mgf, np.inf)[:, None, :] - tilt[:, None, :] * total[:, :, None]
+        bound = np.minimum(bound, exponents.min(axis=2))
+    return bound
 
 
 def _solve_offset(values: Floats, weights: Floats, n: Floats, tilt: Floats) -> Floats:
@@ -271,7 +282,7 @@ def _solve_offset(values: Floats, weights: Floats, n: Floats, tilt: Floats) -> F
             next_ = a[active] + np.log(wanted / found) * found / slope
         inside = (next_ > low[active]) & (next_ < high[active])
         a[active] = np.where(inside, next_, (low[active] + high[active]) / 2)
-    return a
+    return np.asarray(a)
 
 
 def _span(values: Floats, weights: Floats) -> Floats:
@@ -354,7 +365,7 @@ def mean_intervals(scores: Floats, rows: Sequence[NDArray[np.int64]]) -> tuple[F
     imaginary score at the far end, 0 for the low bound and 1 for the high one, are weighted at random, uniformly over
     all weightings (a Bayesian bootstrap), and the bounds are the 2.5% and 97.5% quantiles of the weighted mean.
     For 0/1 scores these are the exact Clopper-Pearson bounds. The plain bootstrap was not taken: it holds the mean of
-    10 skewed scores in well under 95% of cases, and its interval is a point when the scores happen to be equal.
+    10 scores, 5% of them 0 and the rest about 0.9, in 40% of cases (these bounds in 99%).
     """
     inside = [np.sort(scores[r][~np.isnan(scores[r])]) for r in rows]
     size = np.array([len(x) for x in inside], dtype=np.int64)
@@ -445,7 +456,8 @@ def confirm(
     overall, loss = float(np.nanmean(found_scores)), float(np.nansum(1.0 - found_scores))
     errors = find_error_slices(slices, 0, overall, loss, margin=margin)
     items = slices.items[errors.index]
-    scored, total = (x[:, 0] for x in score_slices(codes[~search], tag_counts, items, held_scores[:, None]))
+    scored_columns, total_columns = score_slices(codes[~search], tag_counts, items, held_scores[:, None])
+    scored, total = scored_columns[:, 0], total_columns[:, 0]
     p = p_values(held_scores, scored, total)
     return Confirmation(
         items=items,

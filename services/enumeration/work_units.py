@@ -3,18 +3,46 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as NotYet
-from typing import TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from services.enumeration.lattice import Cancel, Cancelled, Progress
+
 Result = TypeVar("Result")
 
-_LOOK_SECONDS = 0.1  # a caller who waits for a piece is asked this often whether to go on
+_LOOK_SECONDS = 0.1  # a caller is told, and asked whether to go on, this often
+
+
+class Watch:
+    """Passes progress on and cancellation in, several times a second."""
+
+    def __init__(self, on_progress: Progress | None, cancelled: Cancel | None) -> None:
+        self.on_progress = on_progress
+        self.cancelled = cancelled
+        self._next = 0.0
+        self.done = 0
+        self.total = 0
+
+    def look(self) -> None:
+        """Raise Cancelled when the caller wants no more."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + _LOOK_SECONDS
+        if self.cancelled is not None and self.cancelled():
+            raise Cancelled("the enumeration was cancelled")
+        if self.on_progress is not None and self.total:
+            self.on_progress(self.done, self.total)
+
+    def finish(self) -> None:
+        if self.on_progress is not None:
+            self.on_progress(max(self.total, 1), max(self.total, 1))
 
 
 def core_count() -> int:
@@ -29,27 +57,29 @@ def cut(
     *,
     most_slices: float,
     most_cost: float,
-) -> Iterator[NDArray[np.int64]]:
+) -> list[NDArray[np.int64]]:
     """Pieces (first prefix, last prefix, first row, last row) (4,) in canonical order.
 
     Each prefix has an upper bound of its slices and a cost, (P,) each; a prefix that is too much for one piece is cut
     by the rows of its joint count, whose bounds and costs `rows_of` gives by position of the item, (I,) each.
     """
     slices, costs = np.cumsum(prefix_slices), np.cumsum(prefix_cost)
+    pieces: list[NDArray[np.int64]] = []
     start = 0
     while start < len(slices):
         stop = _reach(slices, start, most_slices, costs, most_cost)
         if stop > start:
-            yield np.array([start, stop, 0, np.iinfo(np.int32).max])
+            pieces.append(np.array([start, stop, 0, np.iinfo(np.int32).max]))
         else:
             stop = start + 1
             row_slices, row_costs = (np.cumsum(values) for values in rows_of(start))
             row = 0
             while row < len(row_slices):
                 end = max(row + 1, _reach(row_slices, row, most_slices, row_costs, most_cost))
-                yield np.array([start, stop, row, end])
+                pieces.append(np.array([start, stop, row, end]))
                 row = end
         start = stop
+    return pieces
 
 
 def _reach(a: NDArray[np.float64], start: int, most_a: float, b: NDArray[np.float64], most_b: float) -> int:
@@ -58,12 +88,49 @@ def _reach(a: NDArray[np.float64], start: int, most_a: float, b: NDArray[np.floa
     return int(min(np.searchsorted(a, base_a + most_a, "right"), np.searchsorted(b, base_b + most_b, "right")))
 
 
+class Idle(Generic[Result]):
+    """Things that one thread uses at a time, made when all are in use."""
+
+    def __init__(self, make: Callable[[], Result]) -> None:
+        self._make = make
+        self._idle: deque[Result] = deque()
+
+    @contextmanager
+    def one(self) -> Iterator[Result]:
+        thing = self.take()
+        try:
+            yield thing
+        finally:
+            self.give(thing)
+
+    def take(self) -> Result:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._make()
+
+    def give(self, thing: Result) -> None:
+        self._idle.append(thing)
+
+
+def looking(watch: Watch, work: Callable[[], Result]) -> Result:
+    """What `work` returns; a caller who wants no more does not wait for it."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        result = pool.submit(work)
+        while not wait((result,), timeout=_LOOK_SECONDS).done:
+            watch.look()
+        return result.result()
+    finally:
+        pool.shutdown(wait=False)
+
+
 class Crew:
     """Threads that do pieces of work; the kernels release the GIL."""
 
-    def __init__(self, threads: int, look: Callable[[], None]) -> None:
-        self._threads = threads
-        self._look = look
+    def __init__(self, threads: int, watch: Watch) -> None:
+        self.threads = threads
+        self._watch = watch
         self._pool: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> Crew:
@@ -75,26 +142,23 @@ class Crew:
 
     def each(self, pieces: list[NDArray[np.int64]], work: Callable[[NDArray[np.int64]], Result]) -> Iterator[Result]:
         """Results of `work` in the order of `pieces`, a few of them ahead of the reader."""
-        if self._threads == 1 or len(pieces) < 2:
+        if self.threads == 1 or len(pieces) < 2:
             for piece in pieces:
-                self._look()
+                self._watch.look()
                 yield work(piece)
             return
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="slices")
+            self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="slices")
         ahead: deque[Future[Result]] = deque()
         for piece in pieces:
             ahead.append(self._pool.submit(work, piece))
-            if len(ahead) > 2 * self._threads:
+            if len(ahead) > 2 * self.threads:
                 yield self._wait(ahead.popleft())
         while ahead:
             yield self._wait(ahead.popleft())
 
     def _wait(self, result: Future[Result]) -> Result:
-        while True:
-            self._look()
-            try:
-                return result.result(timeout=_LOOK_SECONDS)
-            except NotYet:
-                if result.done():
-                    raise
+        self._watch.look()
+        while not wait((result,), timeout=_LOOK_SECONDS).done:
+            self._watch.look()
+        return result.result()

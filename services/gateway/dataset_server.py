@@ -12,9 +12,9 @@ from typing import Any
 import grpc
 import pyarrow as pa
 import pyarrow.compute as pc
+
 from hibug2.v1 import dataset_pb2 as pb
 from hibug2.v1 import dataset_pb2_grpc, model_pb2, model_pb2_grpc, schema_pb2, schema_pb2_grpc, types_pb2
-
 from services.gateway.config import Settings
 from services.gateway.datasets import check_images, check_instances, record_of
 from services.gateway.scores import check_scores

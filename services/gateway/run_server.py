@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
-from hibug2.v1 import repair_pb2, types_pb2
-from hibug2.v1 import run_pb2 as pb
-from hibug2.v1 import run_pb2_grpc as rpc
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from hibug2.v1 import repair_pb2, types_pb2
+from hibug2.v1 import run_pb2 as pb
+from hibug2.v1 import run_pb2_grpc as rpc
 from services.gateway.config import Settings
 from services.gateway.datasets import SPLITS
 from services.gateway.report.gather import Outcomes, RunRefs, gather

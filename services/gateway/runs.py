@@ -11,6 +11,9 @@ from typing import Any, Protocol
 import grpc
 from google.protobuf import json_format
 from google.protobuf.duration_pb2 import Duration
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
 from hibug2.v1 import (
     attribute_pb2,
     attribute_pb2_grpc,
@@ -25,9 +28,6 @@ from hibug2.v1 import (
     tagging_pb2_grpc,
     types_pb2,
 )
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
-
 from services.gateway.config import Settings
 from shared import logs
 from shared.errors import HiBug2Error, NotFound, Unavailable
@@ -235,6 +235,10 @@ class Pipeline:
         run.summary.instance_count = found.scored_count
         run.summary.slice_count = found.slice_count
         run.summary.error_slice_count = found.error_slice_count
+        run.summary.significant_slice_count = found.significant_count
+        run.summary.family_count = found.family_count
+        if found.HasField("by_chance"):
+            run.summary.expected_by_chance = found.by_chance.mean
 
     async def _prediction(self) -> None:
         run = self.run

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import grpc
+
 from hibug2.v1 import (
     attribute_pb2,
     dataset_pb2,
@@ -22,7 +23,6 @@ from hibug2.v1 import (
     slice_pb2,
     tagging_pb2,
 )
-
 from services.gateway.config import Settings
 from services.gateway.dataset_server import DatasetServicer, Door, ModelServicer, SchemaServicer
 from services.gateway.proxy import add_proxy

@@ -19,6 +19,8 @@ from fastapi import Body, FastAPI, Header, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from google.protobuf import json_format
 from google.protobuf.message import Message
+from pydantic import BaseModel, Field
+
 from hibug2.v1 import (
     dataset_pb2,
     dataset_pb2_grpc,
@@ -36,8 +38,6 @@ from hibug2.v1 import (
     slice_pb2_grpc,
     types_pb2,
 )
-from pydantic import BaseModel, Field
-
 from services.gateway.config import Settings
 from shared.errors import InvalidInput, Violation
 from shared.rpc import context as call
@@ -287,6 +287,7 @@ def _shown(run: run_pb2.Run) -> Json:
         "steps": [_step(s) for s in run.steps],
         "summary": run.summary,
         "has_summary": run.HasField("summary"),
+        "has_chance": run.summary.HasField("expected_by_chance"),
         "parameters": run.parameters,
         "has_report": state == "succeeded",
     }

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
+from redis.asyncio import Redis
+
 from hibug2.v1 import prediction_pb2 as pb
 from hibug2.v1 import prediction_pb2_grpc as rpc
 from hibug2.v1 import types_pb2
-from redis.asyncio import Redis
-
 from services.prediction.config import Settings
 from services.prediction.encoder import ClipEncoder, StaticEncoder, TextEncoder
 from services.prediction.predict import predict_artifact

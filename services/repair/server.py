@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
-from hibug2.v1 import repair_pb2 as pb
-from hibug2.v1 import repair_pb2_grpc as rpc
 from redis.asyncio import Redis
 
+from hibug2.v1 import repair_pb2 as pb
+from hibug2.v1 import repair_pb2_grpc as rpc
 from services.repair.compare import compare
 from services.repair.config import Settings
 from services.repair.pick import LOWEST_MEAN, RANDOM, pick_artifact, pool_of

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import uuid
 
-from hibug2.v1 import types_pb2
 from redis.asyncio import Redis
 
+from hibug2.v1 import types_pb2
 from shared.rpc import status
 
 _KEEP_S = 7 * 24 * 3600

@@ -9,11 +9,11 @@ from typing import Any
 import grpc
 import numpy as np
 import pyarrow as pa
+from redis.asyncio import Redis
+
 from hibug2.v1 import tagging_pb2 as pb
 from hibug2.v1 import tagging_pb2_grpc as rpc
 from hibug2.v1 import types_pb2
-from redis.asyncio import Redis
-
 from services.tagging import plan
 from services.tagging.board import QUEUE, Board
 from services.tagging.config import Settings

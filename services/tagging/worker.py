@@ -11,10 +11,10 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 import structlog
-from hibug2.v1 import tagging_pb2, types_pb2
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from hibug2.v1 import tagging_pb2, types_pb2
 from services.tagging import plan
 from services.tagging.board import QUEUE, Board
 from services.tagging.config import Settings

@@ -6,11 +6,13 @@ been silent for longer than the lease. Done entries are deleted, so that `lag` s
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ResponseError
 
 GROUP = "workers"
@@ -28,9 +30,28 @@ class Entry:
     deliveries: int
 
 
+class _Cancellable(AbstractConnection):
+    """A connection on which no cancellation is lost.
+
+    redis-py sends inside `asyncio.wait_for`, which before Python 3.12 swallows a cancellation that comes in the moment
+    in which the sending is done; a loop around it would then never end.
+    """
+
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        task = asyncio.current_task()
+        before = task.cancelling() if task else 0
+        await super().send_packed_command(command, check_health)
+        if task and task.cancelling() > before:
+            await self.disconnect(nowait=True)  # its answer must not go to the next call
+            raise asyncio.CancelledError
+
+
 def connect(url: str) -> Redis:
     """A client for `url` that survives blocking reads; bytes in, bytes out."""
-    return Redis.from_url(url, socket_timeout=SOCKET_TIMEOUT_S, health_check_interval=15)
+    client = Redis.from_url(url, socket_timeout=SOCKET_TIMEOUT_S, health_check_interval=15)
+    pool = client.connection_pool
+    pool.connection_class = type("Connection", (_Cancellable, pool.connection_class), {})
+    return client
 
 
 class WorkQueue:

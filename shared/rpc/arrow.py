@@ -26,7 +26,7 @@ async def receive_table(chunks: AsyncIterator[bytes], max_bytes: int, field: str
         table = pa.ipc.open_stream(pa.BufferReader(buffer.getvalue())).read_all()
         table.validate(full=True)  # IPC trusts offsets and text; a stranger's may point anywhere
         return table
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a name that is no UTF-8
         raise invalid(field, f"is no Arrow IPC stream: {error}") from error
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import datetime
 
 from hibug2.v1 import types_pb2
-
 from shared.store.artifacts import Provenance
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from hibug2.v1 import types_pb2
-
 from shared.errors import Violation, refuse
 from shared.schema import Attribute, Category, Measure, Schema, Tagger, Task, check_schema
 

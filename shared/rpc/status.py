@@ -7,8 +7,8 @@ from urllib.parse import quote
 import grpc
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
-from hibug2.v1 import types_pb2
 
+from hibug2.v1 import types_pb2
 from shared import errors
 
 _DETAILS = "grpc-status-details-bin"

@@ -234,7 +234,11 @@ class Artifacts:
 
     def scores(self, record: ModelRecord) -> pa.Table:
         """Columns as SCORES, one row an instance that has a score or a prediction."""
-        return self.store.read_table(self._dataset(record.dataset, "scores", f"{record.digest}.parquet"))
+        return self.scores_of(record.dataset, record.digest)
+
+    def scores_of(self, dataset: str, digest: str) -> pa.Table:
+        """The scores with this digest, also those that a model no longer has: artifacts name what they came from."""
+        return self.store.read_table(self._dataset(dataset, "scores", f"{digest}.parquet"))
 
     def delete_model(self, dataset: str, model: str) -> None:
         self.store.delete(self._dataset(dataset, "models", f"{model}.json"))

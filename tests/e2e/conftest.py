@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from hibug2 import Client
 
 from deploy.local import demo
 from deploy.local.stack import Stack
+from hibug2 import Client
 
 COUNTS = {"validation": 700, "pool": 250, "test": 250}
 

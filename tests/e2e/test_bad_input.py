@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+
 from hibug2 import Client
 from hibug2.errors import HiBug2Error
 

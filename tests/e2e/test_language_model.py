@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from hibug2.v1 import types_pb2
-
 from tests.scripted_llm import ScriptedLLM
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.csv
 import pytest
+
 from hibug2 import Client
 from hibug2.v1 import run_pb2, types_pb2
 

@@ -15,7 +15,6 @@ from typing import Any
 
 from hibug2 import Client
 from hibug2.v1 import run_pb2, types_pb2
-
 from shared.rpc.probe import healthy
 
 

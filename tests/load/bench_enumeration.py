@@ -1,182 +1,317 @@
-"""Times the enumeration against the paper's baselines and writes the figures to docs/results.md.
+"""Times the enumeration against other tools and the paper's algorithms; writes the figures to docs/results.md.
 
-    python -m tests.load.bench_enumeration
+    python -m tests.load.bench_enumeration [--quick]
 
-The naive method and the tree without pruning take too long to run whole, so a seeded sample of their work is timed
-and scaled; every slice that a sample yields must be among ours with the same count and sum.
+--quick runs small tables for a minute and prints the page instead of writing it.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
-import platform
 import statistics
+import sys
+import tempfile
 import time
-from collections.abc import Callable
-from itertools import combinations
-from math import comb
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from services.enumeration.lattice import Slices, enumerate_slices, item_offsets, score_slices
-from tests.load.shapes import paper_table
-from tests.unit.enumeration.references import Found, children, search
+from services.enumeration.engine import enumerate_slices
+from services.enumeration.lattice import enumerate_slices as algorithm_3
+from tests.load import samples
+from tests.load.contest import Outcome, contest
+from tests.load.found import Found, keys_of
+from tests.load.machine import limits, peak_of
+from tests.load.page import made_by, seconds, table, write_section
+from tests.load.rivals import OURS, RIVALS
+from tests.load.shapes import Table, binary_table, paper_table
 
-RESULTS = Path(__file__).parents[2] / "docs" / "results.md"
-BEGIN, END = "<!-- enumeration: begin -->", "<!-- enumeration: end -->"
-ROUNDS = 5
-MIN_COUNT, MAX_DEPTH = 10, 3
-NAIVE_SAMPLE, TREE_SAMPLE = 100, 400
+MIN_COUNT = 10
+NO_LIMIT = 10**9
+NUMPY = ("paper's Algorithm 3, numpy", "one-hot matmul a parent, numpy")
+COMMAND = "make bench"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A table and the depth it is enumerated to."""
+
+    title: str
+    make: Callable[[], tuple[Any, Any, Any]]
+    max_depth: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured. The first shape also decides which rivals are worth starting on the later ones."""
+
+    shapes: tuple[Shape, ...]
+    rows: tuple[int, ...]
+    attributes: tuple[int, ...]
+    ablation_attributes: int
+    ablation_rows: int
+    limit_s: float
+    hopeless_s: float
+    rounds: int
+    enough_s: float
+
+
+FULL = Plan(
+    shapes=(
+        Shape("Paper's size", paper_table, 3),
+        Shape("Paper's size", paper_table, 4),
+        Shape("Many rows", lambda: paper_table(50_000, 40), 3),
+        Shape("A million rows", lambda: paper_table(1_000_000, 30), 3),
+        Shape("Mostly binary", binary_table, 4),
+    ),
+    rows=(5_000, 10_000, 20_000, 50_000, 100_000),
+    attributes=(8, 16, 24, 32, 40, 48, 56, 64, 72),
+    ablation_attributes=47,
+    ablation_rows=7_057,
+    limit_s=150.0,
+    hopeless_s=250.0,
+    rounds=5,
+    enough_s=8.0,
+)
+QUICK = Plan(
+    shapes=(
+        Shape("Paper's size, cut", lambda: paper_table(1_000, 12), 3),
+        Shape("Paper's size, cut", lambda: paper_table(1_000, 12), 4),
+        Shape("Mostly binary, cut", lambda: binary_table(2_000), 3),
+    ),
+    rows=(500, 1_000),
+    attributes=(6, 12),
+    ablation_attributes=12,
+    ablation_rows=1_000,
+    limit_s=10.0,
+    hopeless_s=10.0,
+    rounds=2,
+    enough_s=1.0,
+)
 
 
 def main() -> None:
-    codes, tag_counts, scores = paper_table()
-    n_rows, n_attributes = codes.shape
-    seconds: dict[str, list[float]] = {}
-    ours = enumerate_slices(codes, tag_counts, scores, min_count=MIN_COUNT, max_depth=MAX_DEPTH)
-    known = _by_pairs(ours, tag_counts)
-    real = np.random.default_rng(1).random((n_rows, 1))
-    checked = 0
-    for seed in range(ROUNDS):
-        for name, baseline in (("naive (Algorithm 1)", _naive), ("tree, no pruning (Algorithm 2)", _tree)):
-            elapsed, found, expected = baseline(codes, tag_counts, scores, known, np.random.default_rng(seed))
-            seconds.setdefault(name, []).append(elapsed)
-            if len(found) != expected:
-                raise SystemExit(f"{name} yields {len(found)} slices where ours has {expected}")
-            for pairs, (rows, total) in found.items():
-                if known.get(pairs) != (len(rows), total):
-                    raise SystemExit(
-                        f"{name} finds {pairs} with {len(rows)} rows, sum {total}; ours {known.get(pairs)}"
-                    )
-            checked += len(found)
-        _timed(
-            seconds,
-            "ours",
-            lambda: enumerate_slices(codes, tag_counts, scores, min_count=MIN_COUNT, max_depth=MAX_DEPTH),
-        )
-        _timed(
-            seconds,
-            "ours, counts only",
-            lambda: enumerate_slices(codes, tag_counts, None, min_count=MIN_COUNT, max_depth=MAX_DEPTH),
-        )
-        _timed(
-            seconds,
-            "another model on known slices, 0/1 scores",
-            lambda: score_slices(codes, tag_counts, ours.items, scores),
-        )
-        _timed(
-            seconds,
-            "another model on known slices, real scores",
-            lambda: score_slices(codes, tag_counts, ours.items, real),
-        )
-
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    lines = [
-        "## Enumeration",
-        "",
-        f"{n_rows:,} instances, {n_attributes} attributes of 2 to 6 tags ({int(np.sum(tag_counts))} in all), "
-        f"min_count {MIN_COUNT}, max_depth {MAX_DEPTH}: {len(ours):,} slices. One process, one 0/1 score column, "
-        f"medians of {ROUNDS} alternating rounds; Python {platform.python_version()}, numpy {np.__version__}, "
-        f"{os.cpu_count()} cores ({_processor()}).",
-        "",
-        "| what | seconds | times ours |",
-        "|---|---:|---:|",
-        *(f"| {name} | {value:,.2f} | {value / median['ours']:,.1f} |" for name, value in median.items()),
-        "",
-        f"Algorithms 1 and 2 are scaled from samples (of {NAIVE_SAMPLE} attribute combinations a depth, and of the "
-        f"children of {TREE_SAMPLE} two-pair slices), counts and sums included; the {checked:,} slices they yielded "
-        "have our counts and sums.",
-    ]
-    _write("\n".join(lines))
-    print("\n".join(lines))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small tables, printed and not written")
+    quick = parser.parse_args().quick
+    plan = QUICK if quick else FULL
+    text = "\n\n".join(_page(plan))
+    print(text)
+    if not quick:
+        write_section("enumeration", text)
 
 
-Known = dict[tuple[tuple[int, int], ...], tuple[int, float]]
-Summed = dict[tuple[tuple[int, int], ...], tuple[np.ndarray, float]]
-
-
-def _by_pairs(slices: Slices, tag_counts: np.ndarray) -> Known:
-    offsets = item_offsets(tag_counts)
-    attribute = np.repeat(np.arange(len(tag_counts)), tag_counts).tolist()
-    pair = [(a, i - int(offsets[a])) for i, a in enumerate(attribute)]
-    lines = zip(slices.items.tolist(), slices.count.tolist(), slices.total[:, 0].tolist(), strict=True)
-    return {tuple(pair[i] for i in items if i >= 0): (count, total) for items, count, total in lines}
-
-
-def _summed(found: Found, scores: np.ndarray) -> Summed:
-    return {pairs: (rows, float(scores[rows, 0].sum())) for pairs, rows in found.items()}
-
-
-def _naive(
-    codes: np.ndarray, tag_counts: np.ndarray, scores: np.ndarray, known: Known, rng: np.random.Generator
-) -> tuple[float, Summed, int]:
-    """Scaled seconds of Algorithm 1, the slices of its sample, and how many ours has there."""
-    seconds, found, chosen = 0.0, {}, set()
-    for depth in range(1, MAX_DEPTH + 1):
-        every = list(combinations(range(codes.shape[1]), depth))
-        sample = [every[i] for i in rng.permutation(len(every))[:NAIVE_SAMPLE]]
-        chosen.update(sample)
-        start = time.perf_counter()
-        for attributes in sample:
-            found.update(_summed(search(codes, tag_counts, attributes, MIN_COUNT), scores))
-        seconds += (time.perf_counter() - start) * comb(codes.shape[1], depth) / len(sample)
-    return seconds, found, sum(tuple(a for a, _ in pairs) in chosen for pairs in known)
-
-
-def _tree(
-    codes: np.ndarray, tag_counts: np.ndarray, scores: np.ndarray, known: Known, rng: np.random.Generator
-) -> tuple[float, Summed, int]:
-    """Scaled seconds of Algorithm 2, the slices of its sample, and how many ours has there."""
-    start = time.perf_counter()
-    found: Summed = {}
-    layer: Found = {(): np.arange(len(codes))}
-    for _ in range(MAX_DEPTH - 1):
-        layer = {
-            s: rows
-            for parent, of_parent in layer.items()
-            for s, rows in children(codes, tag_counts, parent, of_parent).items()
-        }
-        found.update(_summed({s: rows for s, rows in layer.items() if len(rows) >= MIN_COUNT}, scores))
-    seconds = time.perf_counter() - start
-    parents = list(layer)
-    sample = [parents[i] for i in rng.permutation(len(parents))[:TREE_SAMPLE]]
-    start = time.perf_counter()
-    for parent in sample:
-        last = children(codes, tag_counts, parent, layer[parent])
-        found.update(_summed({s: rows for s, rows in last.items() if len(rows) >= MIN_COUNT}, scores))
-    seconds += (time.perf_counter() - start) * len(parents) / len(sample)
-    chosen = set(sample)
-    return seconds, found, sum(len(pairs) < MAX_DEPTH or pairs[:-1] in chosen for pairs in known)
-
-
-def _timed(seconds: dict[str, list[float]], name: str, work: Callable[[], object]) -> None:
-    start = time.perf_counter()
-    work()
-    seconds.setdefault(name, []).append(time.perf_counter() - start)
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        if info.exists()
-        else []
+def _page(plan: Plan) -> list[str]:
+    distributions = list(
+        dict.fromkeys(["numpy", "numba", *(r.distribution for r in RIVALS.values() if r.distribution)])
     )
-    return names[0] if names else platform.machine()
+    parts = [
+        "## Enumeration",
+        made_by(COMMAND, distributions),
+        f"Every slice with at least {MIN_COUNT} instances and at most D pairs. Seconds are medians; rivals and ours "
+        f"take turns, each in its own process, up to {plan.rounds} times until {plan.enough_s:.0f} s are used. Ours "
+        "runs through the service's entry point and includes sums and output arrays; making a rival's input and "
+        "reading its result are not counted, and Python's garbage collector is off while it runs. Tools marked * use "
+        f"one core and are slow: they run once, after the others, two at a time. Whoever takes more than "
+        f"{plan.limit_s:.0f} s is stopped. "
+        '"Same" says that all slices and counts (and sums, where it gives them) equal ours.',
+    ]
+    first: dict[str, tuple[float | None, int, int]] = {}
+    peaks = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for shape in plan.shapes:
+            _say(f"{shape.title}, D = {shape.max_depth}")
+            given = Table(*shape.make())
+            names = [OURS.name]
+            hopeless: dict[str, str] = {}
+            n_slices = len(_ours(given, shape.max_depth))
+            work = given.row_sets(shape.max_depth), n_slices
+            for name in list(RIVALS)[1:]:
+                reason = _hopeless(name, first.get(name), work, plan)
+                if reason:
+                    hopeless[name] = reason
+                else:
+                    names.append(name)
+            outcomes = contest(
+                given,
+                names,
+                Path(scratch),
+                min_count=MIN_COUNT,
+                max_depth=shape.max_depth,
+                limit_s=plan.limit_s,
+                rounds=plan.rounds,
+                enough_s=plan.enough_s,
+            )
+            if not first:
+                first = {o.name: (o.median, *work) for o in outcomes}
+            scaled = _scaled(given, shape.max_depth) if shape.title == plan.shapes[0].title else []
+            parts += _shape_part(shape, given, n_slices, outcomes, hopeless, scaled)
+            _say("memory")
+            path = Path(scratch) / "table.npz"
+            peak = peak_of(_enumerated_bytes, (None, shape.max_depth), (path, shape.max_depth))
+            peaks.append((_name(shape, given), f"{peak.output / 1e6:,.0f}", f"{peak.above_start / 1e6:,.0f}"))
+    parts += [
+        "### Memory",
+        "Megabytes that the process takes above its start (kernels loaded, table in memory), at the highest.",
+        table(("table", "output", "peak above start"), peaks),
+    ]
+    parts += _ablations(plan)
+    return parts
 
 
-def _write(section: str) -> None:
-    """Put `section` between its markers, or at the end of the page where it has none yet."""
-    page = RESULTS.read_text() if RESULTS.exists() else "# Measured results\n"
-    block = f"{BEGIN}\n{section}\n{END}"
-    if BEGIN in page and END in page:
-        before, rest = page.split(BEGIN, 1)
-        page = before + block + rest.split(END, 1)[1]
-    else:
-        page = f"{page.rstrip()}\n\n{block}\n"
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(page)
+def _hopeless(name: str, before: tuple[float | None, int, int] | None, work: tuple[int, int], plan: Plan) -> str | None:
+    """Why a rival is not started: what the first table took, scaled by what has grown the most; or None.
+
+    The estimate is high for most, so that some are started that it says are late; not the slow ones.
+    """
+    if before is None:
+        return None
+    took, *first_work = before
+    grown = max(now / then for now, then in zip(work, first_work, strict=True))
+    if took is None:
+        return (
+            f"not started: the first table was not finished, this is {grown:.0f} times the work" if grown > 2 else None
+        )
+    late = took * grown > (plan.limit_s if RIVALS[name].slow else plan.hopeless_s)
+    return f"not started: the first table took {seconds(took)} s, this is {grown:.0f} times the work" if late else None
+
+
+def _shape_part(
+    shape: Shape,
+    given: Table,
+    n_slices: int,
+    outcomes: Sequence[Outcome],
+    hopeless: dict[str, str],
+    scaled: list[tuple[str, float, int]],
+) -> list[str]:
+    ours = outcomes[0].median
+    assert ours is not None
+    rows: list[Sequence[object]] = []
+    for outcome in sorted(outcomes, key=lambda o: o.median or np.inf):
+        if outcome.median is None:
+            continue
+        rival = RIVALS[outcome.name]
+        same = "all" if rival.lists_all else "those it gives"
+        rows.append(
+            (
+                outcome.name + (" *" if rival.slow else ""),
+                seconds(outcome.median),
+                len(outcome.seconds),
+                f"{outcome.median / ours:,.1f}",
+                rival.gives,
+                "" if outcome.name == OURS.name else same,
+            )
+        )
+    rows += [
+        (name, seconds(value), "scaled", f"{value / ours:,.0f}", "counts, sums", f"{checked:,} checked")
+        for name, value, checked in scaled
+    ]
+    parts = [
+        f"### {_name(shape, given)}",
+        f"{int(given.tag_counts.sum())} tags, {n_slices:,} slices.",
+        table(("what", "seconds", "runs", "times ours", "gives", "same"), rows),
+    ]
+    missing = [f"{o.name}: {o.problem}" for o in outcomes if o.problem] + [f"{n}: {r}" for n, r in hopeless.items()]
+    if missing:
+        parts.append("Without a figure: " + "; ".join(missing) + ".")
+    peers = [o for o in outcomes if o.median and RIVALS[o.name].lists_all and o.name not in (OURS.name, *NUMPY)]
+    if peers:
+        best = min(peers, key=lambda o: o.median or np.inf)
+        parts.append(
+            f"The fastest library that lists the slices, {best.name}, takes {best.median / ours:.1f} times ours."
+        )
+    rate = given.row_sets(shape.max_depth) / ours
+    speed = limits()
+    parts.append(
+        f"Ours covers {rate / 1e9:.1f} billion (row, attribute set) pairs a second. Adding them one by one to a table "
+        f"in cache takes {speed.update_s * 1e9:.2f} ns a core here, so that {_cores()} cores would reach "
+        f"{_cores() / speed.update_s / 1e9:.1f} billion. Its output is written at "
+        f"{_output_bytes(n_slices, shape.max_depth) / ours / 1e9:.2f} GB a second; one core copies "
+        f"{speed.copied_bytes_per_s / 1e9:.1f}."
+    )
+    return parts
+
+
+def _ours(given: Table, max_depth: int) -> Any:
+    return enumerate_slices(
+        given.codes, given.tag_counts, given.scores, min_count=MIN_COUNT, max_depth=max_depth, max_slices=NO_LIMIT
+    )
+
+
+def _scaled(given: Table, max_depth: int) -> list[tuple[str, float, int]]:
+    """Algorithms 1 and 2: name, scaled seconds (median of three samples) and slices checked against ours."""
+    slices = _ours(given, max_depth)
+    found = Found(
+        keys_of(slices.items, int(given.offsets[-1])), slices.count, np.rint(slices.total[:, 0]).astype(np.int64)
+    )
+    known, out = samples.Known(given, slices.items, found), []
+    for name, method in (
+        ("paper's Algorithm 1 (naive)", samples.naive),
+        ("Algorithm 2 (tree, no pruning)", samples.tree),
+    ):
+        _say(name)
+        runs = [method(known, MIN_COUNT, seed) for seed in range(3)]
+        out.append((name, statistics.median(s for s, _ in runs), sum(checked for _, checked in runs)))
+    return out
+
+
+def _enumerated_bytes(path: Path | None, max_depth: int) -> int:
+    """Bytes of the output of one enumeration; of a small table when `path` is None."""
+    given = Table(*paper_table(300, 6)) if path is None else Table.load(path)
+    slices = _ours(given, max_depth)
+    return sum(int(column.nbytes) for column in (slices.items, slices.count, slices.total))
+
+
+def _ablations(plan: Plan) -> list[str]:
+    _say("ablations")
+    by_rows = [(f"{n:,}", paper_table(n, plan.ablation_attributes)) for n in plan.rows]
+    by_attributes = [(f"{a}", paper_table(plan.ablation_rows, a)) for a in plan.attributes]
+    return [
+        "### How it grows",
+        f"D = 3, ours and the paper's Algorithm 3 in numpy, medians of 3. By instances ({plan.ablation_attributes} "
+        "attributes):",
+        _ablation("instances", by_rows),
+        f"By attributes ({plan.ablation_rows:,} instances):",
+        _ablation("attributes", by_attributes),
+    ]
+
+
+def _ablation(what: str, tables: Sequence[tuple[str, tuple[Any, Any, Any]]]) -> str:
+    rows = []
+    for label, arrays in tables:
+        given, times = Table(*arrays), {"ours": [], "numpy": []}
+        for _ in range(3):
+            for name, method in (("ours", enumerate_slices), ("numpy", algorithm_3)):
+                start = time.perf_counter()
+                slices = method(
+                    given.codes, given.tag_counts, given.scores, min_count=MIN_COUNT, max_depth=3, max_slices=NO_LIMIT
+                )
+                times[name].append(time.perf_counter() - start)
+        ours, reference = (statistics.median(t) for t in times.values())
+        rows.append((label, f"{len(slices):,}", seconds(ours), seconds(reference), f"{reference / ours:.1f}"))
+    return table((what, "slices", "ours, s", "Algorithm 3, s", "times ours"), rows)
+
+
+def _name(shape: Shape, given: Table) -> str:
+    n_rows, n_attributes = given.codes.shape
+    return f"{shape.title}: {n_rows:,} x {n_attributes}, D = {shape.max_depth}"
+
+
+def _output_bytes(n_slices: int, max_depth: int) -> int:
+    """Bytes of items, count and one sum."""
+    return n_slices * (4 * max_depth + 8 + 8)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _say(what: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from hibug2.v1 import types_pb2 as hibug2_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bhibug2/v1/enumeration.proto\x12\thibug2.v1\x1a\x15hibug2/v1/types.proto\"\xaa\x01\n\x18\x43reateEnumerationRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0f\n\x07tagging\x18\x02 \x01(\t\x12\r\n\x05split\x18\x03 \x01(\t\x12\x16\n\tmin_count\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x16\n\tmax_depth\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\nrequest_id\x18\x06 \x01(\tB\x0c\n\n_min_countB\x0c\n\n_max_depth\"8\n\x19\x43reateEnumerationResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\"%\n\x15GetEnumerationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"u\n\x16GetEnumerationResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\x12\x13\n\x0bslice_count\x18\x02 \x01(\x03\x12)\n\nprovenance\x18\x03 \x01(\x0b\x32\x15.hibug2.v1.Provenance\"(\n\x18\x43\x61ncelEnumerationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"8\n\x19\x43\x61ncelEnumerationResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\"\'\n\x17WatchEnumerationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"7\n\x18WatchEnumerationResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\"~\n\x14\x43reateRankingRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x13\n\x0b\x65numeration\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x13\n\x06margin\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x05 \x01(\tB\t\n\x07_margin\"4\n\x15\x43reateRankingResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\"!\n\x11GetRankingRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xb8\x01\n\x12GetRankingResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\x12\x14\n\x0coverall_mean\x18\x02 \x01(\x01\x12\x14\n\x0cscored_count\x18\x03 \x01(\x03\x12\x13\n\x0bslice_count\x18\x04 \x01(\x03\x12\x19\n\x11\x65rror_slice_count\x18\x05 \x01(\x03\x12)\n\nprovenance\x18\x06 \x01(\x0b\x32\x15.hibug2.v1.Provenance\"$\n\x14\x43\x61ncelRankingRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"4\n\x15\x43\x61ncelRankingResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\"#\n\x13WatchRankingRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"3\n\x14WatchRankingResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\"p\n\x0bTableHeader\x12\x15\n\rscore_columns\x18\x01 \x03(\t\x12\x16\n\tmin_count\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x16\n\tmax_depth\x18\x03 \x01(\x05H\x01\x88\x01\x01\x42\x0c\n\n_min_countB\x0c\n\n_max_depth\"Z\n\x15\x45numerateTableRequest\x12(\n\x06header\x18\x01 \x01(\x0b\x32\x16.hibug2.v1.TableHeaderH\x00\x12\x0f\n\x05\x61rrow\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\'\n\x16\x45numerateTableResponse\x12\r\n\x05\x61rrow\x18\x01 \x01(\x0c\x32\xab\x06\n\x12\x45numerationService\x12^\n\x11\x43reateEnumeration\x12#.hibug2.v1.CreateEnumerationRequest\x1a$.hibug2.v1.CreateEnumerationResponse\x12U\n\x0eGetEnumeration\x12 .hibug2.v1.GetEnumerationRequest\x1a!.hibug2.v1.GetEnumerationResponse\x12^\n\x11\x43\x61ncelEnumeration\x12#.hibug2.v1.CancelEnumerationRequest\x1a$.hibug2.v1.CancelEnumerationResponse\x12]\n\x10WatchEnumeration\x12\".hibug2.v1.WatchEnumerationRequest\x1a#.hibug2.v1.WatchEnumerationResponse0\x01\x12R\n\rCreateRanking\x12\x1f.hibug2.v1.CreateRankingRequest\x1a .hibug2.v1.CreateRankingResponse\x12I\n\nGetRanking\x12\x1c.hibug2.v1.GetRankingRequest\x1a\x1d.hibug2.v1.GetRankingResponse\x12R\n\rCancelRanking\x12\x1f.hibug2.v1.CancelRankingRequest\x1a .hibug2.v1.CancelRankingResponse\x12Q\n\x0cWatchRanking\x12\x1e.hibug2.v1.WatchRankingRequest\x1a\x1f.hibug2.v1.WatchRankingResponse0\x01\x12Y\n\x0e\x45numerateTable\x12 .hibug2.v1.EnumerateTableRequest\x1a!.hibug2.v1.EnumerateTableResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bhibug2/v1/enumeration.proto\x12\thibug2.v1\x1a\x15hibug2/v1/types.proto\"\xaa\x01\n\x18\x43reateEnumerationRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0f\n\x07tagging\x18\x02 \x01(\t\x12\r\n\x05split\x18\x03 \x01(\t\x12\x16\n\tmin_count\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x16\n\tmax_depth\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\nrequest_id\x18\x06 \x01(\tB\x0c\n\n_min_countB\x0c\n\n_max_depth\"8\n\x19\x43reateEnumerationResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\"%\n\x15GetEnumerationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"u\n\x16GetEnumerationResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\x12\x13\n\x0bslice_count\x18\x02 \x01(\x03\x12)\n\nprovenance\x18\x03 \x01(\x0b\x32\x15.hibug2.v1.Provenance\"(\n\x18\x43\x61ncelEnumerationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"8\n\x19\x43\x61ncelEnumerationResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\"\'\n\x17WatchEnumerationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"7\n\x18WatchEnumerationResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\"\xc2\x01\n\x14\x43reateRankingRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x13\n\x0b\x65numeration\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x13\n\x06margin\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x1e\n\x11permutation_count\x18\x06 \x01(\x05H\x01\x88\x01\x01\x12\x0c\n\x04seed\x18\x07 \x01(\x03\x42\t\n\x07_marginB\x14\n\x12_permutation_count\"4\n\x15\x43reateRankingResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\"!\n\x11GetRankingRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xbd\x02\n\x12GetRankingResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\x12\x14\n\x0coverall_mean\x18\x02 \x01(\x01\x12\x14\n\x0cscored_count\x18\x03 \x01(\x03\x12\x13\n\x0bslice_count\x18\x04 \x01(\x03\x12\x19\n\x11\x65rror_slice_count\x18\x05 \x01(\x03\x12)\n\nprovenance\x18\x06 \x01(\x0b\x32\x15.hibug2.v1.Provenance\x12\x14\n\x0ctested_count\x18\x07 \x01(\x03\x12\x19\n\x11significant_count\x18\x08 \x01(\x03\x12.\n\tby_chance\x18\t \x01(\x0b\x32\x16.hibug2.v1.ChanceCountH\x00\x88\x01\x01\x12\x14\n\x0c\x66\x61mily_count\x18\n \x01(\x03\x42\x0c\n\n_by_chance\"Q\n\x0b\x43hanceCount\x12\x19\n\x11permutation_count\x18\x01 \x01(\x05\x12\x0c\n\x04mean\x18\x02 \x01(\x01\x12\x0b\n\x03low\x18\x03 \x01(\x01\x12\x0c\n\x04high\x18\x04 \x01(\x01\"$\n\x14\x43\x61ncelRankingRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"4\n\x15\x43\x61ncelRankingResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\"#\n\x13WatchRankingRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"3\n\x14WatchRankingResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\"p\n\x0bTableHeader\x12\x15\n\rscore_columns\x18\x01 \x03(\t\x12\x16\n\tmin_count\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x16\n\tmax_depth\x18\x03 \x01(\x05H\x01\x88\x01\x01\x42\x0c\n\n_min_countB\x0c\n\n_max_depth\"Z\n\x15\x45numerateTableRequest\x12(\n\x06header\x18\x01 \x01(\x0b\x32\x16.hibug2.v1.TableHeaderH\x00\x12\x0f\n\x05\x61rrow\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\'\n\x16\x45numerateTableResponse\x12\r\n\x05\x61rrow\x18\x01 \x01(\x0c\x32\xab\x06\n\x12\x45numerationService\x12^\n\x11\x43reateEnumeration\x12#.hibug2.v1.CreateEnumerationRequest\x1a$.hibug2.v1.CreateEnumerationResponse\x12U\n\x0eGetEnumeration\x12 .hibug2.v1.GetEnumerationRequest\x1a!.hibug2.v1.GetEnumerationResponse\x12^\n\x11\x43\x61ncelEnumeration\x12#.hibug2.v1.CancelEnumerationRequest\x1a$.hibug2.v1.CancelEnumerationResponse\x12]\n\x10WatchEnumeration\x12\".hibug2.v1.WatchEnumerationRequest\x1a#.hibug2.v1.WatchEnumerationResponse0\x01\x12R\n\rCreateRanking\x12\x1f.hibug2.v1.CreateRankingRequest\x1a .hibug2.v1.CreateRankingResponse\x12I\n\nGetRanking\x12\x1c.hibug2.v1.GetRankingRequest\x1a\x1d.hibug2.v1.GetRankingResponse\x12R\n\rCancelRanking\x12\x1f.hibug2.v1.CancelRankingRequest\x1a .hibug2.v1.CancelRankingResponse\x12Q\n\x0cWatchRanking\x12\x1e.hibug2.v1.WatchRankingRequest\x1a\x1f.hibug2.v1.WatchRankingResponse0\x01\x12Y\n\x0e\x45numerateTable\x12 .hibug2.v1.EnumerateTableRequest\x1a!.hibug2.v1.EnumerateTableResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,28 +48,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHENUMERATIONREQUEST']._serialized_end=593
   _globals['_WATCHENUMERATIONRESPONSE']._serialized_start=595
   _globals['_WATCHENUMERATIONRESPONSE']._serialized_end=650
-  _globals['_CREATERANKINGREQUEST']._serialized_start=652
-  _globals['_CREATERANKINGREQUEST']._serialized_end=778
-  _globals['_CREATERANKINGRESPONSE']._serialized_start=780
-  _globals['_CREATERANKINGRESPONSE']._serialized_end=832
-  _globals['_GETRANKINGREQUEST']._serialized_start=834
-  _globals['_GETRANKINGREQUEST']._serialized_end=867
-  _globals['_GETRANKINGRESPONSE']._serialized_start=870
-  _globals['_GETRANKINGRESPONSE']._serialized_end=1054
-  _globals['_CANCELRANKINGREQUEST']._serialized_start=1056
-  _globals['_CANCELRANKINGREQUEST']._serialized_end=1092
-  _globals['_CANCELRANKINGRESPONSE']._serialized_start=1094
-  _globals['_CANCELRANKINGRESPONSE']._serialized_end=1146
-  _globals['_WATCHRANKINGREQUEST']._serialized_start=1148
-  _globals['_WATCHRANKINGREQUEST']._serialized_end=1183
-  _globals['_WATCHRANKINGRESPONSE']._serialized_start=1185
-  _globals['_WATCHRANKINGRESPONSE']._serialized_end=1236
-  _globals['_TABLEHEADER']._serialized_start=1238
-  _globals['_TABLEHEADER']._serialized_end=1350
-  _globals['_ENUMERATETABLEREQUEST']._serialized_start=1352
-  _globals['_ENUMERATETABLEREQUEST']._serialized_end=1442
-  _globals['_ENUMERATETABLERESPONSE']._serialized_start=1444
-  _globals['_ENUMERATETABLERESPONSE']._serialized_end=1483
-  _globals['_ENUMERATIONSERVICE']._serialized_start=1486
-  _globals['_ENUMERATIONSERVICE']._serialized_end=2297
+  _globals['_CREATERANKINGREQUEST']._serialized_start=653
+  _globals['_CREATERANKINGREQUEST']._serialized_end=847
+  _globals['_CREATERANKINGRESPONSE']._serialized_start=849
+  _globals['_CREATERANKINGRESPONSE']._serialized_end=901
+  _globals['_GETRANKINGREQUEST']._serialized_start=903
+  _globals['_GETRANKINGREQUEST']._serialized_end=936
+  _globals['_GETRANKINGRESPONSE']._serialized_start=939
+  _globals['_GETRANKINGRESPONSE']._serialized_end=1256
+  _globals['_CHANCECOUNT']._serialized_start=1258
+  _globals['_CHANCECOUNT']._serialized_end=1339
+  _globals['_CANCELRANKINGREQUEST']._serialized_start=1341
+  _globals['_CANCELRANKINGREQUEST']._serialized_end=1377
+  _globals['_CANCELRANKINGRESPONSE']._serialized_start=1379
+  _globals['_CANCELRANKINGRESPONSE']._serialized_end=1431
+  _globals['_WATCHRANKINGREQUEST']._serialized_start=1433
+  _globals['_WATCHRANKINGREQUEST']._serialized_end=1468
+  _globals['_WATCHRANKINGRESPONSE']._serialized_start=1470
+  _globals['_WATCHRANKINGRESPONSE']._serialized_end=1521
+  _globals['_TABLEHEADER']._serialized_start=1523
+  _globals['_TABLEHEADER']._serialized_end=1635
+  _globals['_ENUMERATETABLEREQUEST']._serialized_start=1637
+  _globals['_ENUMERATETABLEREQUEST']._serialized_end=1727
+  _globals['_ENUMERATETABLERESPONSE']._serialized_start=1729
+  _globals['_ENUMERATETABLERESPONSE']._serialized_end=1768
+  _globals['_ENUMERATIONSERVICE']._serialized_start=1771
+  _globals['_ENUMERATIONSERVICE']._serialized_end=2582
 # @@protoc_insertion_point(module_scope)

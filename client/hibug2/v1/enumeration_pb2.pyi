@@ -220,6 +220,8 @@ class CreateRankingRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     MARGIN_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PERMUTATION_COUNT_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """datasets/{dataset}"""
     enumeration: _builtins.str
@@ -229,6 +231,9 @@ class CreateRankingRequest(_message.Message):
     margin: _builtins.float
     """How far below the overall mean an error slice lies (C); 0.2 when absent."""
     request_id: _builtins.str
+    permutation_count: _builtins.int
+    """Shuffles of the scores that tell how many error slices chance alone names; 20 when absent, 0 for none."""
+    seed: _builtins.int
     def __init__(
         self,
         *,
@@ -237,14 +242,21 @@ class CreateRankingRequest(_message.Message):
         model: _builtins.str = ...,
         margin: _builtins.float | None = ...,
         request_id: _builtins.str = ...,
+        permutation_count: _builtins.int | None = ...,
+        seed: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_margin", b"_margin", "margin", b"margin"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_margin", b"_margin", "_permutation_count", b"_permutation_count", "margin", b"margin", "permutation_count", b"permutation_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_margin", b"_margin", "enumeration", b"enumeration", "margin", b"margin", "model", b"model", "parent", b"parent", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_margin", b"_margin", "_permutation_count", b"_permutation_count", "enumeration", b"enumeration", "margin", b"margin", "model", b"model", "parent", b"parent", "permutation_count", b"permutation_count", "request_id", b"request_id", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__margin: _TypeAlias = _typing.Literal["margin"]  # noqa: Y015
     _WhichOneofArgType__margin: _TypeAlias = _typing.Literal["_margin", b"_margin"]  # noqa: Y015
+    _WhichOneofReturnType__permutation_count: _TypeAlias = _typing.Literal["permutation_count"]  # noqa: Y015
+    _WhichOneofArgType__permutation_count: _TypeAlias = _typing.Literal["_permutation_count", b"_permutation_count"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__margin) -> _WhichOneofReturnType__margin | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__permutation_count) -> _WhichOneofReturnType__permutation_count | None: ...
 
 Global___CreateRankingRequest: _TypeAlias = CreateRankingRequest  # noqa: Y015
 
@@ -299,14 +311,27 @@ class GetRankingResponse(_message.Message):
     SLICE_COUNT_FIELD_NUMBER: _builtins.int
     ERROR_SLICE_COUNT_FIELD_NUMBER: _builtins.int
     PROVENANCE_FIELD_NUMBER: _builtins.int
+    TESTED_COUNT_FIELD_NUMBER: _builtins.int
+    SIGNIFICANT_COUNT_FIELD_NUMBER: _builtins.int
+    BY_CHANCE_FIELD_NUMBER: _builtins.int
+    FAMILY_COUNT_FIELD_NUMBER: _builtins.int
     overall_mean: _builtins.float
     scored_count: _builtins.int
     slice_count: _builtins.int
     error_slice_count: _builtins.int
+    tested_count: _builtins.int
+    """Slices whose mean was tested; all of them are candidates for the false discovery rate."""
+    significant_count: _builtins.int
+    """Error slices with a q-value of at most 0.05."""
+    family_count: _builtins.int
     @_builtins.property
     def job(self) -> _types_pb2.Job: ...
     @_builtins.property
     def provenance(self) -> _types_pb2.Provenance: ...
+    @_builtins.property
+    def by_chance(self) -> Global___ChanceCount:
+        """Error slices that shuffled scores name, on average and in 95% of the shuffles; absent without permutations."""
+
     def __init__(
         self,
         *,
@@ -316,14 +341,48 @@ class GetRankingResponse(_message.Message):
         slice_count: _builtins.int = ...,
         error_slice_count: _builtins.int = ...,
         provenance: _types_pb2.Provenance | None = ...,
+        tested_count: _builtins.int = ...,
+        significant_count: _builtins.int = ...,
+        by_chance: Global___ChanceCount | None = ...,
+        family_count: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "provenance", b"provenance"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_by_chance", b"_by_chance", "by_chance", b"by_chance", "job", b"job", "provenance", b"provenance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error_slice_count", b"error_slice_count", "job", b"job", "overall_mean", b"overall_mean", "provenance", b"provenance", "scored_count", b"scored_count", "slice_count", b"slice_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_by_chance", b"_by_chance", "by_chance", b"by_chance", "error_slice_count", b"error_slice_count", "family_count", b"family_count", "job", b"job", "overall_mean", b"overall_mean", "provenance", b"provenance", "scored_count", b"scored_count", "significant_count", b"significant_count", "slice_count", b"slice_count", "tested_count", b"tested_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__by_chance: _TypeAlias = _typing.Literal["by_chance"]  # noqa: Y015
+    _WhichOneofArgType__by_chance: _TypeAlias = _typing.Literal["_by_chance", b"_by_chance"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__by_chance) -> _WhichOneofReturnType__by_chance | None: ...
+
+Global___GetRankingResponse: _TypeAlias = GetRankingResponse  # noqa: Y015
+
+@_typing.final
+class ChanceCount(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PERMUTATION_COUNT_FIELD_NUMBER: _builtins.int
+    MEAN_FIELD_NUMBER: _builtins.int
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    permutation_count: _builtins.int
+    mean: _builtins.float
+    low: _builtins.float
+    high: _builtins.float
+    def __init__(
+        self,
+        *,
+        permutation_count: _builtins.int = ...,
+        mean: _builtins.float = ...,
+        low: _builtins.float = ...,
+        high: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["high", b"high", "low", b"low", "mean", b"mean", "permutation_count", b"permutation_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___GetRankingResponse: _TypeAlias = GetRankingResponse  # noqa: Y015
+Global___ChanceCount: _TypeAlias = ChanceCount  # noqa: Y015
 
 @_typing.final
 class CancelRankingRequest(_message.Message):

@@ -218,12 +218,20 @@ class RunSummary(_message.Message):
     ERROR_SLICE_COUNT_FIELD_NUMBER: _builtins.int
     PREDICTED_SLICE_COUNT_FIELD_NUMBER: _builtins.int
     PICK_COUNT_FIELD_NUMBER: _builtins.int
+    SIGNIFICANT_SLICE_COUNT_FIELD_NUMBER: _builtins.int
+    FAMILY_COUNT_FIELD_NUMBER: _builtins.int
+    EXPECTED_BY_CHANCE_FIELD_NUMBER: _builtins.int
     overall_mean: _builtins.float
     instance_count: _builtins.int
     slice_count: _builtins.int
     error_slice_count: _builtins.int
     predicted_slice_count: _builtins.int
     pick_count: _builtins.int
+    significant_slice_count: _builtins.int
+    """Error slices with a q-value of at most 0.05, and their families."""
+    family_count: _builtins.int
+    expected_by_chance: _builtins.float
+    """Error slices that chance alone names on average; absent where it was not asked."""
     def __init__(
         self,
         *,
@@ -233,12 +241,17 @@ class RunSummary(_message.Message):
         error_slice_count: _builtins.int = ...,
         predicted_slice_count: _builtins.int = ...,
         pick_count: _builtins.int = ...,
+        significant_slice_count: _builtins.int = ...,
+        family_count: _builtins.int = ...,
+        expected_by_chance: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_by_chance", b"_expected_by_chance", "expected_by_chance", b"expected_by_chance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error_slice_count", b"error_slice_count", "instance_count", b"instance_count", "overall_mean", b"overall_mean", "pick_count", b"pick_count", "predicted_slice_count", b"predicted_slice_count", "slice_count", b"slice_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_by_chance", b"_expected_by_chance", "error_slice_count", b"error_slice_count", "expected_by_chance", b"expected_by_chance", "family_count", b"family_count", "instance_count", b"instance_count", "overall_mean", b"overall_mean", "pick_count", b"pick_count", "predicted_slice_count", b"predicted_slice_count", "significant_slice_count", b"significant_slice_count", "slice_count", b"slice_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__expected_by_chance: _TypeAlias = _typing.Literal["expected_by_chance"]  # noqa: Y015
+    _WhichOneofArgType__expected_by_chance: _TypeAlias = _typing.Literal["_expected_by_chance", b"_expected_by_chance"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_by_chance) -> _WhichOneofReturnType__expected_by_chance | None: ...
 
 Global___RunSummary: _TypeAlias = RunSummary  # noqa: Y015
 

@@ -25,29 +25,71 @@ _sym_db = _symbol_database.Default()
 from hibug2.v1 import types_pb2 as hibug2_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15hibug2/v1/slice.proto\x12\thibug2.v1\x1a\x15hibug2/v1/types.proto\"\x89\x01\n\x05Slice\x12\x0c\n\x04rank\x18\x01 \x01(\x03\x12%\n\x04tags\x18\x02 \x03(\x0b\x32\x17.hibug2.v1.AttributeTag\x12\x16\n\x0einstance_count\x18\x03 \x01(\x03\x12)\n\x05score\x18\x04 \x01(\x0b\x32\x15.hibug2.v1.SliceScoreH\x00\x88\x01\x01\x42\x08\n\x06_score\"\x95\x01\n\nSliceScore\x12\x14\n\x0cscored_count\x18\x01 \x01(\x03\x12\x0c\n\x04mean\x18\x02 \x01(\x01\x12\x0c\n\x04\x64rop\x18\x03 \x01(\x01\x12\x13\n\x0bparent_drop\x18\x04 \x01(\x01\x12\x13\n\x0b\x65rror_share\x18\x05 \x01(\x01\x12\x14\n\x0cinterval_low\x18\x06 \x01(\x01\x12\x15\n\rinterval_high\x18\x07 \x01(\x01\"l\n\x11ListSlicesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x04 \x01(\t\x12\x10\n\x08order_by\x18\x05 \x01(\t\"d\n\x12ListSlicesResponse\x12 \n\x06slices\x18\x01 \x03(\x0b\x32\x10.hibug2.v1.Slice\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x13\n\x0btotal_count\x18\x03 \x01(\x03\"3\n\x11ReadSlicesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\"#\n\x12ReadSlicesResponse\x12\r\n\x05\x61rrow\x18\x01 \x01(\x0c\"y\n\x19ListSliceInstancesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12%\n\x04tags\x18\x02 \x03(\x0b\x32\x17.hibug2.v1.AttributeTag\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"`\n\x1aListSliceInstancesResponse\x12\x14\n\x0cinstance_ids\x18\x01 \x03(\t\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x13\n\x0btotal_count\x18\x03 \x01(\x03\x32\x89\x02\n\x0cSliceService\x12I\n\nListSlices\x12\x1c.hibug2.v1.ListSlicesRequest\x1a\x1d.hibug2.v1.ListSlicesResponse\x12K\n\nReadSlices\x12\x1c.hibug2.v1.ReadSlicesRequest\x1a\x1d.hibug2.v1.ReadSlicesResponse0\x01\x12\x61\n\x12ListSliceInstances\x12$.hibug2.v1.ListSliceInstancesRequest\x1a%.hibug2.v1.ListSliceInstancesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15hibug2/v1/slice.proto\x12\thibug2.v1\x1a\x15hibug2/v1/types.proto\"\x89\x01\n\x05Slice\x12\x0c\n\x04rank\x18\x01 \x01(\x03\x12%\n\x04tags\x18\x02 \x03(\x0b\x32\x17.hibug2.v1.AttributeTag\x12\x16\n\x0einstance_count\x18\x03 \x01(\x03\x12)\n\x05score\x18\x04 \x01(\x0b\x32\x15.hibug2.v1.SliceScoreH\x00\x88\x01\x01\x42\x08\n\x06_score\"\x92\x02\n\nSliceScore\x12\x14\n\x0cscored_count\x18\x01 \x01(\x03\x12\x0c\n\x04mean\x18\x02 \x01(\x01\x12\x0c\n\x04\x64rop\x18\x03 \x01(\x01\x12\x13\n\x0bparent_drop\x18\x04 \x01(\x01\x12\x13\n\x0b\x65rror_share\x18\x05 \x01(\x01\x12\x14\n\x0cinterval_low\x18\x06 \x01(\x01\x12\x15\n\rinterval_high\x18\x07 \x01(\x01\x12\x14\n\x07p_value\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07q_value\x18\t \x01(\x01H\x01\x88\x01\x01\x12\x13\n\x0b\x66\x61mily_rank\x18\n \x01(\x03\x12\"\n\x05\x62lame\x18\x0b \x03(\x0b\x32\x13.hibug2.v1.TagBlameB\n\n\x08_p_valueB\n\n\x08_q_value\">\n\x08TagBlame\x12$\n\x03tag\x18\x01 \x01(\x0b\x32\x17.hibug2.v1.AttributeTag\x12\x0c\n\x04\x64rop\x18\x02 \x01(\x01\"s\n\x06\x46\x61mily\x12(\n\x0erepresentative\x18\x01 \x01(\x0b\x32\x10.hibug2.v1.Slice\x12\x14\n\x0cmember_ranks\x18\x02 \x03(\x03\x12\x12\n\ncover_rank\x18\x03 \x01(\x03\x12\x15\n\rcovered_share\x18\x04 \x01(\x01\"l\n\x11ListSlicesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x04 \x01(\t\x12\x10\n\x08order_by\x18\x05 \x01(\t\"d\n\x12ListSlicesResponse\x12 \n\x06slices\x18\x01 \x03(\x0b\x32\x10.hibug2.v1.Slice\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x13\n\x0btotal_count\x18\x03 \x01(\x03\"3\n\x11ReadSlicesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\"#\n\x12ReadSlicesResponse\x12\r\n\x05\x61rrow\x18\x01 \x01(\x0c\"y\n\x19ListSliceInstancesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12%\n\x04tags\x18\x02 \x03(\x0b\x32\x17.hibug2.v1.AttributeTag\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"`\n\x1aListSliceInstancesResponse\x12\x14\n\x0cinstance_ids\x18\x01 \x03(\t\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x13\n\x0btotal_count\x18\x03 \x01(\x03\"L\n\x13ListFamiliesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"i\n\x14ListFamiliesResponse\x12#\n\x08\x66\x61milies\x18\x01 \x03(\x0b\x32\x11.hibug2.v1.Family\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x13\n\x0btotal_count\x18\x03 \x01(\x03\"(\n\x05\x41nyOf\x12\x11\n\tattribute\x18\x01 \x01(\t\x12\x0c\n\x04tags\x18\x02 \x03(\t\"L\n\x19\x45valuateHypothesisRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x1f\n\x05terms\x18\x02 \x03(\x0b\x32\x10.hibug2.v1.AnyOf\"i\n\x1a\x45valuateHypothesisResponse\x12\x16\n\x0einstance_count\x18\x01 \x01(\x03\x12)\n\x05score\x18\x02 \x01(\x0b\x32\x15.hibug2.v1.SliceScoreH\x00\x88\x01\x01\x42\x08\n\x06_score\";\n\x14\x43ompareModelsRequest\x12\x10\n\x08rankings\x18\x01 \x03(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\"7\n\x07Overlap\x12\r\n\x05\x66irst\x18\x01 \x01(\t\x12\x0e\n\x06second\x18\x02 \x01(\t\x12\r\n\x05share\x18\x03 \x01(\x01\"\x91\x02\n\x0fSliceDifference\x12%\n\x04tags\x18\x01 \x03(\x0b\x32\x17.hibug2.v1.AttributeTag\x12\x16\n\x0einstance_count\x18\x02 \x01(\x03\x12\x14\n\x0cpaired_count\x18\x03 \x01(\x03\x12\x12\n\nfirst_mean\x18\x04 \x01(\x01\x12\x13\n\x0bsecond_mean\x18\x05 \x01(\x01\x12\x12\n\ndifference\x18\x06 \x01(\x01\x12\x14\n\x07p_value\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07q_value\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12(\n\x06\x63hange\x18\t \x01(\x0e\x32\x18.hibug2.v1.VersionChangeB\n\n\x08_p_valueB\n\n\x08_q_value\"L\n\x0b\x43hangeCount\x12(\n\x06\x63hange\x18\x01 \x01(\x0e\x32\x18.hibug2.v1.VersionChange\x12\x13\n\x0bslice_count\x18\x02 \x01(\x03\"\xd8\x01\n\x15\x43ompareModelsResponse\x12$\n\x08overlaps\x18\x01 \x03(\x0b\x32\x12.hibug2.v1.Overlap\x12\x17\n\x0f\x61verage_overlap\x18\x02 \x01(\x01\x12)\n\x05worse\x18\x03 \x03(\x0b\x32\x1a.hibug2.v1.SliceDifference\x12\'\n\x07\x63hanges\x18\x04 \x03(\x0b\x32\x16.hibug2.v1.ChangeCount\x12,\n\x08versions\x18\x05 \x03(\x0b\x32\x1a.hibug2.v1.SliceDifference\"\x99\x02\n\x10\x43heckGateRequest\x12\x10\n\x08\x62\x61seline\x18\x01 \x01(\t\x12\x11\n\tcandidate\x18\x02 \x01(\t\x12\x10\n\x08max_drop\x18\x03 \x01(\x01\x12\x1d\n\x10max_overall_drop\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0csignificance\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12,\n\nthresholds\x18\x06 \x03(\x0b\x32\x18.hibug2.v1.GateThreshold\x12+\n\nseverities\x18\x07 \x03(\x0b\x32\x17.hibug2.v1.GateSeverity\x12\x13\n\x0b\x65very_slice\x18\x08 \x01(\x08\x42\x13\n\x11_max_overall_dropB\x0f\n\r_significance\"H\n\rGateThreshold\x12%\n\x04tags\x18\x01 \x03(\x0b\x32\x17.hibug2.v1.AttributeTag\x12\x10\n\x08max_drop\x18\x02 \x01(\x01\"A\n\x0cGateSeverity\x12\x10\n\x08severity\x18\x01 \x01(\t\x12\r\n\x05\x62\x65low\x18\x02 \x01(\x01\x12\x10\n\x08max_drop\x18\x03 \x01(\x01\"\xbf\x01\n\rGateViolation\x12%\n\x04tags\x18\x01 \x03(\x0b\x32\x17.hibug2.v1.AttributeTag\x12\x15\n\rbaseline_mean\x18\x02 \x01(\x01\x12\x16\n\x0e\x63\x61ndidate_mean\x18\x03 \x01(\x01\x12\x10\n\x08max_drop\x18\x04 \x01(\x01\x12\x14\n\x0cpaired_count\x18\x05 \x01(\x03\x12\x14\n\x07q_value\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06reason\x18\x07 \x01(\tB\n\n\x08_q_value\"\x9c\x01\n\x11\x43heckGateResponse\x12\x0e\n\x06passed\x18\x01 \x01(\x08\x12,\n\nviolations\x18\x02 \x03(\x0b\x32\x18.hibug2.v1.GateViolation\x12\x1c\n\x14\x63ompared_slice_count\x18\x03 \x01(\x03\x12\x1a\n\x12judged_slice_count\x18\x05 \x01(\x03\x12\x0f\n\x07summary\x18\x04 \x01(\t\"[\n\x14\x43onfirmSlicesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0c\n\x04seed\x18\x02 \x01(\x03\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"\xde\x01\n\x0e\x43onfirmedSlice\x12%\n\x04tags\x18\x01 \x03(\x0b\x32\x17.hibug2.v1.AttributeTag\x12\x13\n\x0b\x66ound_count\x18\x02 \x01(\x03\x12\x12\n\nfound_mean\x18\x03 \x01(\x01\x12\x12\n\nheld_count\x18\x04 \x01(\x03\x12\x16\n\theld_mean\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07p_value\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x07q_value\x18\x07 \x01(\x01H\x02\x88\x01\x01\x42\x0c\n\n_held_meanB\n\n\x08_p_valueB\n\n\x08_q_value\"\x89\x01\n\x15\x43onfirmSlicesResponse\x12)\n\x06slices\x18\x01 \x03(\x0b\x32\x19.hibug2.v1.ConfirmedSlice\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x13\n\x0btotal_count\x18\x03 \x01(\x03\x12\x17\n\x0f\x63onfirmed_count\x18\x04 \x01(\x03*\x98\x01\n\rVersionChange\x12\x1e\n\x1aVERSION_CHANGE_UNSPECIFIED\x10\x00\x12\x18\n\x14VERSION_CHANGE_FIXED\x10\x01\x12\x1c\n\x18VERSION_CHANGE_REGRESSED\x10\x02\x12\x16\n\x12VERSION_CHANGE_NEW\x10\x03\x12\x17\n\x13VERSION_CHANGE_KEPT\x10\x04\x32\xad\x05\n\x0cSliceService\x12I\n\nListSlices\x12\x1c.hibug2.v1.ListSlicesRequest\x1a\x1d.hibug2.v1.ListSlicesResponse\x12K\n\nReadSlices\x12\x1c.hibug2.v1.ReadSlicesRequest\x1a\x1d.hibug2.v1.ReadSlicesResponse0\x01\x12\x61\n\x12ListSliceInstances\x12$.hibug2.v1.ListSliceInstancesRequest\x1a%.hibug2.v1.ListSliceInstancesResponse\x12O\n\x0cListFamilies\x12\x1e.hibug2.v1.ListFamiliesRequest\x1a\x1f.hibug2.v1.ListFamiliesResponse\x12\x61\n\x12\x45valuateHypothesis\x12$.hibug2.v1.EvaluateHypothesisRequest\x1a%.hibug2.v1.EvaluateHypothesisResponse\x12R\n\rConfirmSlices\x12\x1f.hibug2.v1.ConfirmSlicesRequest\x1a .hibug2.v1.ConfirmSlicesResponse\x12R\n\rCompareModels\x12\x1f.hibug2.v1.CompareModelsRequest\x1a .hibug2.v1.CompareModelsResponse\x12\x46\n\tCheckGate\x12\x1b.hibug2.v1.CheckGateRequest\x1a\x1c.hibug2.v1.CheckGateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hibug2.v1.slice_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_VERSIONCHANGE']._serialized_start=3520
+  _globals['_VERSIONCHANGE']._serialized_end=3672
   _globals['_SLICE']._serialized_start=60
   _globals['_SLICE']._serialized_end=197
   _globals['_SLICESCORE']._serialized_start=200
-  _globals['_SLICESCORE']._serialized_end=349
-  _globals['_LISTSLICESREQUEST']._serialized_start=351
-  _globals['_LISTSLICESREQUEST']._serialized_end=459
-  _globals['_LISTSLICESRESPONSE']._serialized_start=461
-  _globals['_LISTSLICESRESPONSE']._serialized_end=561
-  _globals['_READSLICESREQUEST']._serialized_start=563
-  _globals['_READSLICESREQUEST']._serialized_end=614
-  _globals['_READSLICESRESPONSE']._serialized_start=616
-  _globals['_READSLICESRESPONSE']._serialized_end=651
-  _globals['_LISTSLICEINSTANCESREQUEST']._serialized_start=653
-  _globals['_LISTSLICEINSTANCESREQUEST']._serialized_end=774
-  _globals['_LISTSLICEINSTANCESRESPONSE']._serialized_start=776
-  _globals['_LISTSLICEINSTANCESRESPONSE']._serialized_end=872
-  _globals['_SLICESERVICE']._serialized_start=875
-  _globals['_SLICESERVICE']._serialized_end=1140
+  _globals['_SLICESCORE']._serialized_end=474
+  _globals['_TAGBLAME']._serialized_start=476
+  _globals['_TAGBLAME']._serialized_end=538
+  _globals['_FAMILY']._serialized_start=540
+  _globals['_FAMILY']._serialized_end=655
+  _globals['_LISTSLICESREQUEST']._serialized_start=657
+  _globals['_LISTSLICESREQUEST']._serialized_end=765
+  _globals['_LISTSLICESRESPONSE']._serialized_start=767
+  _globals['_LISTSLICESRESPONSE']._serialized_end=867
+  _globals['_READSLICESREQUEST']._serialized_start=869
+  _globals['_READSLICESREQUEST']._serialized_end=920
+  _globals['_READSLICESRESPONSE']._serialized_start=922
+  _globals['_READSLICESRESPONSE']._serialized_end=957
+  _globals['_LISTSLICEINSTANCESREQUEST']._serialized_start=959
+  _globals['_LISTSLICEINSTANCESREQUEST']._serialized_end=1080
+  _globals['_LISTSLICEINSTANCESRESPONSE']._serialized_start=1082
+  _globals['_LISTSLICEINSTANCESRESPONSE']._serialized_end=1178
+  _globals['_LISTFAMILIESREQUEST']._serialized_start=1180
+  _globals['_LISTFAMILIESREQUEST']._serialized_end=1256
+  _globals['_LISTFAMILIESRESPONSE']._serialized_start=1258
+  _globals['_LISTFAMILIESRESPONSE']._serialized_end=1363
+  _globals['_ANYOF']._serialized_start=1365
+  _globals['_ANYOF']._serialized_end=1405
+  _globals['_EVALUATEHYPOTHESISREQUEST']._serialized_start=1407
+  _globals['_EVALUATEHYPOTHESISREQUEST']._serialized_end=1483
+  _globals['_EVALUATEHYPOTHESISRESPONSE']._serialized_start=1485
+  _globals['_EVALUATEHYPOTHESISRESPONSE']._serialized_end=1590
+  _globals['_COMPAREMODELSREQUEST']._serialized_start=1592
+  _globals['_COMPAREMODELSREQUEST']._serialized_end=1651
+  _globals['_OVERLAP']._serialized_start=1653
+  _globals['_OVERLAP']._serialized_end=1708
+  _globals['_SLICEDIFFERENCE']._serialized_start=1711
+  _globals['_SLICEDIFFERENCE']._serialized_end=1984
+  _globals['_CHANGECOUNT']._serialized_start=1986
+  _globals['_CHANGECOUNT']._serialized_end=2062
+  _globals['_COMPAREMODELSRESPONSE']._serialized_start=2065
+  _globals['_COMPAREMODELSRESPONSE']._serialized_end=2281
+  _globals['_CHECKGATEREQUEST']._serialized_start=2284
+  _globals['_CHECKGATEREQUEST']._serialized_end=2565
+  _globals['_GATETHRESHOLD']._serialized_start=2567
+  _globals['_GATETHRESHOLD']._serialized_end=2639
+  _globals['_GATESEVERITY']._serialized_start=2641
+  _globals['_GATESEVERITY']._serialized_end=2706
+  _globals['_GATEVIOLATION']._serialized_start=2709
+  _globals['_GATEVIOLATION']._serialized_end=2900
+  _globals['_CHECKGATERESPONSE']._serialized_start=2903
+  _globals['_CHECKGATERESPONSE']._serialized_end=3059
+  _globals['_CONFIRMSLICESREQUEST']._serialized_start=3061
+  _globals['_CONFIRMSLICESREQUEST']._serialized_end=3152
+  _globals['_CONFIRMEDSLICE']._serialized_start=3155
+  _globals['_CONFIRMEDSLICE']._serialized_end=3377
+  _globals['_CONFIRMSLICESRESPONSE']._serialized_start=3380
+  _globals['_CONFIRMSLICESRESPONSE']._serialized_end=3517
+  _globals['_SLICESERVICE']._serialized_start=3675
+  _globals['_SLICESERVICE']._serialized_end=4360
 # @@protoc_insertion_point(module_scope)

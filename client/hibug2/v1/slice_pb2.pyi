@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from hibug2.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
@@ -18,6 +19,36 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _VersionChange:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _VersionChangeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VersionChange.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VERSION_CHANGE_UNSPECIFIED: _VersionChange.ValueType  # 0
+    VERSION_CHANGE_FIXED: _VersionChange.ValueType  # 1
+    """Below it in the first, no more in the second."""
+    VERSION_CHANGE_REGRESSED: _VersionChange.ValueType  # 2
+    """Below it in both, and lower in the second."""
+    VERSION_CHANGE_NEW: _VersionChange.ValueType  # 3
+    """Below it in the second only."""
+    VERSION_CHANGE_KEPT: _VersionChange.ValueType  # 4
+    """Below it in both, not lower in the second."""
+
+class VersionChange(_VersionChange, metaclass=_VersionChangeEnumTypeWrapper):
+    """What became of a slice that lies below the margin in one of two versions."""
+
+VERSION_CHANGE_UNSPECIFIED: VersionChange.ValueType  # 0
+VERSION_CHANGE_FIXED: VersionChange.ValueType  # 1
+"""Below it in the first, no more in the second."""
+VERSION_CHANGE_REGRESSED: VersionChange.ValueType  # 2
+"""Below it in both, and lower in the second."""
+VERSION_CHANGE_NEW: VersionChange.ValueType  # 3
+"""Below it in the second only."""
+VERSION_CHANGE_KEPT: VersionChange.ValueType  # 4
+"""Below it in both, not lower in the second."""
+Global___VersionChange: _TypeAlias = VersionChange  # noqa: Y015
 
 @_typing.final
 class Slice(_message.Message):
@@ -66,6 +97,10 @@ class SliceScore(_message.Message):
     ERROR_SHARE_FIELD_NUMBER: _builtins.int
     INTERVAL_LOW_FIELD_NUMBER: _builtins.int
     INTERVAL_HIGH_FIELD_NUMBER: _builtins.int
+    P_VALUE_FIELD_NUMBER: _builtins.int
+    Q_VALUE_FIELD_NUMBER: _builtins.int
+    FAMILY_RANK_FIELD_NUMBER: _builtins.int
+    BLAME_FIELD_NUMBER: _builtins.int
     scored_count: _builtins.int
     mean: _builtins.float
     drop: _builtins.float
@@ -77,6 +112,16 @@ class SliceScore(_message.Message):
     interval_low: _builtins.float
     """95% interval of the mean."""
     interval_high: _builtins.float
+    p_value: _builtins.float
+    """Chance of a mean this low in a random group of this size; absent where it was not tested."""
+    q_value: _builtins.float
+    """p_value corrected for all slices that were tested (Benjamini-Hochberg)."""
+    family_rank: _builtins.int
+    """Rank of the slice that stands for this one: the shortest, clearest of those with nearly the same instances."""
+    @_builtins.property
+    def blame(self) -> _containers.RepeatedCompositeFieldContainer[Global___TagBlame]:
+        """What each tag contributes to the drop (Shapley); they sum to the drop."""
+
     def __init__(
         self,
         *,
@@ -87,14 +132,84 @@ class SliceScore(_message.Message):
         error_share: _builtins.float = ...,
         interval_low: _builtins.float = ...,
         interval_high: _builtins.float = ...,
+        p_value: _builtins.float | None = ...,
+        q_value: _builtins.float | None = ...,
+        family_rank: _builtins.int = ...,
+        blame: _abc.Iterable[Global___TagBlame] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_p_value", b"_p_value", "_q_value", b"_q_value", "p_value", b"p_value", "q_value", b"q_value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["drop", b"drop", "error_share", b"error_share", "interval_high", b"interval_high", "interval_low", b"interval_low", "mean", b"mean", "parent_drop", b"parent_drop", "scored_count", b"scored_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_p_value", b"_p_value", "_q_value", b"_q_value", "blame", b"blame", "drop", b"drop", "error_share", b"error_share", "family_rank", b"family_rank", "interval_high", b"interval_high", "interval_low", b"interval_low", "mean", b"mean", "p_value", b"p_value", "parent_drop", b"parent_drop", "q_value", b"q_value", "scored_count", b"scored_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__p_value: _TypeAlias = _typing.Literal["p_value"]  # noqa: Y015
+    _WhichOneofArgType__p_value: _TypeAlias = _typing.Literal["_p_value", b"_p_value"]  # noqa: Y015
+    _WhichOneofReturnType__q_value: _TypeAlias = _typing.Literal["q_value"]  # noqa: Y015
+    _WhichOneofArgType__q_value: _TypeAlias = _typing.Literal["_q_value", b"_q_value"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__p_value) -> _WhichOneofReturnType__p_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__q_value) -> _WhichOneofReturnType__q_value | None: ...
+
+Global___SliceScore: _TypeAlias = SliceScore  # noqa: Y015
+
+@_typing.final
+class TagBlame(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TAG_FIELD_NUMBER: _builtins.int
+    DROP_FIELD_NUMBER: _builtins.int
+    drop: _builtins.float
+    @_builtins.property
+    def tag(self) -> _types_pb2.AttributeTag: ...
+    def __init__(
+        self,
+        *,
+        tag: _types_pb2.AttributeTag | None = ...,
+        drop: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tag", b"tag"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drop", b"drop", "tag", b"tag"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___SliceScore: _TypeAlias = SliceScore  # noqa: Y015
+Global___TagBlame: _TypeAlias = TagBlame  # noqa: Y015
+
+@_typing.final
+class Family(_message.Message):
+    """Error slices with the same or nearly the same instances, under one that stands for them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPRESENTATIVE_FIELD_NUMBER: _builtins.int
+    MEMBER_RANKS_FIELD_NUMBER: _builtins.int
+    COVER_RANK_FIELD_NUMBER: _builtins.int
+    COVERED_SHARE_FIELD_NUMBER: _builtins.int
+    cover_rank: _builtins.int
+    """Place in the greedy cover of the errors, from 1; 0 for a family that adds nothing to those before it."""
+    covered_share: _builtins.float
+    """Share of all lost score that the families up to this place hold together."""
+    @_builtins.property
+    def representative(self) -> Global___Slice: ...
+    @_builtins.property
+    def member_ranks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Ranks of all members, the representative's first."""
+
+    def __init__(
+        self,
+        *,
+        representative: Global___Slice | None = ...,
+        member_ranks: _abc.Iterable[_builtins.int] | None = ...,
+        cover_rank: _builtins.int = ...,
+        covered_share: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["representative", b"representative"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cover_rank", b"cover_rank", "covered_share", b"covered_share", "member_ranks", b"member_ranks", "representative", b"representative"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Family: _TypeAlias = Family  # noqa: Y015
 
 @_typing.final
 class ListSlicesRequest(_message.Message):
@@ -111,8 +226,8 @@ class ListSlicesRequest(_message.Message):
     """At most 1000; 50 when 0."""
     page_token: _builtins.str
     filter: _builtins.str
-    """Terms joined by AND over depth, count, mean, drop, parent_drop, error_share (with < <= > >= =) and
-    attribute, tag (with =): count >= 20 AND tag = "dark".
+    """Terms joined by AND over depth, count, mean, drop, parent_drop, error_share, p_value, q_value, family (with
+    < <= > >= =), attribute, tag and class (with =): count >= 20 AND q_value <= 0.05 AND tag = "dark".
     """
     order_by: _builtins.str
     """A field, then "desc" when the largest comes first: "error_share desc". Rank when empty."""
@@ -258,3 +373,607 @@ class ListSliceInstancesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListSliceInstancesResponse: _TypeAlias = ListSliceInstancesResponse  # noqa: Y015
+
+@_typing.final
+class ListFamiliesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """datasets/{dataset}/rankings/{ranking}"""
+    page_size: _builtins.int
+    page_token: _builtins.str
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFamiliesRequest: _TypeAlias = ListFamiliesRequest  # noqa: Y015
+
+@_typing.final
+class ListFamiliesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FAMILIES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TOTAL_COUNT_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    total_count: _builtins.int
+    @_builtins.property
+    def families(self) -> _containers.RepeatedCompositeFieldContainer[Global___Family]: ...
+    def __init__(
+        self,
+        *,
+        families: _abc.Iterable[Global___Family] | None = ...,
+        next_page_token: _builtins.str = ...,
+        total_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["families", b"families", "next_page_token", b"next_page_token", "total_count", b"total_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFamiliesResponse: _TypeAlias = ListFamiliesResponse  # noqa: Y015
+
+@_typing.final
+class AnyOf(_message.Message):
+    """Instances that hold any of the tags."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTRIBUTE_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    attribute: _builtins.str
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        attribute: _builtins.str = ...,
+        tags: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribute", b"attribute", "tags", b"tags"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnyOf: _TypeAlias = AnyOf  # noqa: Y015
+
+@_typing.final
+class EvaluateHypothesisRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    TERMS_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """The ranking whose instances and model are asked."""
+    @_builtins.property
+    def terms(self) -> _containers.RepeatedCompositeFieldContainer[Global___AnyOf]:
+        """All of them must hold."""
+
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        terms: _abc.Iterable[Global___AnyOf] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "terms", b"terms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EvaluateHypothesisRequest: _TypeAlias = EvaluateHypothesisRequest  # noqa: Y015
+
+@_typing.final
+class EvaluateHypothesisResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_COUNT_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    instance_count: _builtins.int
+    @_builtins.property
+    def score(self) -> Global___SliceScore:
+        """Absent where no instance is scored."""
+
+    def __init__(
+        self,
+        *,
+        instance_count: _builtins.int = ...,
+        score: Global___SliceScore | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "score", b"score"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "instance_count", b"instance_count", "score", b"score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
+    _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__score) -> _WhichOneofReturnType__score | None: ...
+
+Global___EvaluateHypothesisResponse: _TypeAlias = EvaluateHypothesisResponse  # noqa: Y015
+
+@_typing.final
+class CompareModelsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANKINGS_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """Most slices of each kind in the answer; 50 when 0."""
+    @_builtins.property
+    def rankings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Two or more rankings of one enumeration. With two, the first is the earlier version."""
+
+    def __init__(
+        self,
+        *,
+        rankings: _abc.Iterable[_builtins.str] | None = ...,
+        page_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "rankings", b"rankings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareModelsRequest: _TypeAlias = CompareModelsRequest  # noqa: Y015
+
+@_typing.final
+class Overlap(_message.Message):
+    """How much the worst slices of two models agree."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_FIELD_NUMBER: _builtins.int
+    SECOND_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    first: _builtins.str
+    second: _builtins.str
+    share: _builtins.float
+    """Share of the worst tenth of the slices of one that is in the worst tenth of the other."""
+    def __init__(
+        self,
+        *,
+        first: _builtins.str = ...,
+        second: _builtins.str = ...,
+        share: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "second", b"second", "share", b"share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Overlap: _TypeAlias = Overlap  # noqa: Y015
+
+@_typing.final
+class SliceDifference(_message.Message):
+    """A slice on which two models differ: the second's mean less the first's."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TAGS_FIELD_NUMBER: _builtins.int
+    INSTANCE_COUNT_FIELD_NUMBER: _builtins.int
+    PAIRED_COUNT_FIELD_NUMBER: _builtins.int
+    FIRST_MEAN_FIELD_NUMBER: _builtins.int
+    SECOND_MEAN_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_FIELD_NUMBER: _builtins.int
+    P_VALUE_FIELD_NUMBER: _builtins.int
+    Q_VALUE_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    instance_count: _builtins.int
+    paired_count: _builtins.int
+    """Instances that both models scored."""
+    first_mean: _builtins.float
+    second_mean: _builtins.float
+    difference: _builtins.float
+    p_value: _builtins.float
+    q_value: _builtins.float
+    change: Global___VersionChange.ValueType
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.AttributeTag]: ...
+    def __init__(
+        self,
+        *,
+        tags: _abc.Iterable[_types_pb2.AttributeTag] | None = ...,
+        instance_count: _builtins.int = ...,
+        paired_count: _builtins.int = ...,
+        first_mean: _builtins.float = ...,
+        second_mean: _builtins.float = ...,
+        difference: _builtins.float = ...,
+        p_value: _builtins.float | None = ...,
+        q_value: _builtins.float | None = ...,
+        change: Global___VersionChange.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_p_value", b"_p_value", "_q_value", b"_q_value", "p_value", b"p_value", "q_value", b"q_value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_p_value", b"_p_value", "_q_value", b"_q_value", "change", b"change", "difference", b"difference", "first_mean", b"first_mean", "instance_count", b"instance_count", "p_value", b"p_value", "paired_count", b"paired_count", "q_value", b"q_value", "second_mean", b"second_mean", "tags", b"tags"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__p_value: _TypeAlias = _typing.Literal["p_value"]  # noqa: Y015
+    _WhichOneofArgType__p_value: _TypeAlias = _typing.Literal["_p_value", b"_p_value"]  # noqa: Y015
+    _WhichOneofReturnType__q_value: _TypeAlias = _typing.Literal["q_value"]  # noqa: Y015
+    _WhichOneofArgType__q_value: _TypeAlias = _typing.Literal["_q_value", b"_q_value"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__p_value) -> _WhichOneofReturnType__p_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__q_value) -> _WhichOneofReturnType__q_value | None: ...
+
+Global___SliceDifference: _TypeAlias = SliceDifference  # noqa: Y015
+
+@_typing.final
+class ChangeCount(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGE_FIELD_NUMBER: _builtins.int
+    SLICE_COUNT_FIELD_NUMBER: _builtins.int
+    change: Global___VersionChange.ValueType
+    slice_count: _builtins.int
+    def __init__(
+        self,
+        *,
+        change: Global___VersionChange.ValueType = ...,
+        slice_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "slice_count", b"slice_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeCount: _TypeAlias = ChangeCount  # noqa: Y015
+
+@_typing.final
+class CompareModelsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OVERLAPS_FIELD_NUMBER: _builtins.int
+    AVERAGE_OVERLAP_FIELD_NUMBER: _builtins.int
+    WORSE_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    average_overlap: _builtins.float
+    @_builtins.property
+    def overlaps(self) -> _containers.RepeatedCompositeFieldContainer[Global___Overlap]: ...
+    @_builtins.property
+    def worse(self) -> _containers.RepeatedCompositeFieldContainer[Global___SliceDifference]:
+        """With two rankings: slices on which the second does worse than the first beyond their overall difference."""
+
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChangeCount]:
+        """With two rankings: how many error slices were fixed, regressed, new, kept, and the most telling of each."""
+
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SliceDifference]: ...
+    def __init__(
+        self,
+        *,
+        overlaps: _abc.Iterable[Global___Overlap] | None = ...,
+        average_overlap: _builtins.float = ...,
+        worse: _abc.Iterable[Global___SliceDifference] | None = ...,
+        changes: _abc.Iterable[Global___ChangeCount] | None = ...,
+        versions: _abc.Iterable[Global___SliceDifference] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["average_overlap", b"average_overlap", "changes", b"changes", "overlaps", b"overlaps", "versions", b"versions", "worse", b"worse"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareModelsResponse: _TypeAlias = CompareModelsResponse  # noqa: Y015
+
+@_typing.final
+class CheckGateRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASELINE_FIELD_NUMBER: _builtins.int
+    CANDIDATE_FIELD_NUMBER: _builtins.int
+    MAX_DROP_FIELD_NUMBER: _builtins.int
+    MAX_OVERALL_DROP_FIELD_NUMBER: _builtins.int
+    SIGNIFICANCE_FIELD_NUMBER: _builtins.int
+    THRESHOLDS_FIELD_NUMBER: _builtins.int
+    SEVERITIES_FIELD_NUMBER: _builtins.int
+    EVERY_SLICE_FIELD_NUMBER: _builtins.int
+    baseline: _builtins.str
+    """Ranking of the version in use."""
+    candidate: _builtins.str
+    """Ranking of the version to release, over the same enumeration."""
+    max_drop: _builtins.float
+    """Largest fall of a slice's mean that passes."""
+    max_overall_drop: _builtins.float
+    """Largest fall of the overall mean that passes; max_drop when absent."""
+    significance: _builtins.float
+    """Chance, above 0 and below 1, that a candidate that is nowhere worse is stopped; 0.05 when absent."""
+    every_slice: _builtins.bool
+    """Hold every slice to its limit, not only the error slices of either version."""
+    @_builtins.property
+    def thresholds(self) -> _containers.RepeatedCompositeFieldContainer[Global___GateThreshold]:
+        """Slices with a limit of their own; one that cannot be compared does not pass."""
+
+    @_builtins.property
+    def severities(self) -> _containers.RepeatedCompositeFieldContainer[Global___GateSeverity]:
+        """Limits by how far a slice lies below the candidate's overall mean."""
+
+    def __init__(
+        self,
+        *,
+        baseline: _builtins.str = ...,
+        candidate: _builtins.str = ...,
+        max_drop: _builtins.float = ...,
+        max_overall_drop: _builtins.float | None = ...,
+        significance: _builtins.float | None = ...,
+        thresholds: _abc.Iterable[Global___GateThreshold] | None = ...,
+        severities: _abc.Iterable[Global___GateSeverity] | None = ...,
+        every_slice: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_overall_drop", b"_max_overall_drop", "_significance", b"_significance", "max_overall_drop", b"max_overall_drop", "significance", b"significance"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_overall_drop", b"_max_overall_drop", "_significance", b"_significance", "baseline", b"baseline", "candidate", b"candidate", "every_slice", b"every_slice", "max_drop", b"max_drop", "max_overall_drop", b"max_overall_drop", "severities", b"severities", "significance", b"significance", "thresholds", b"thresholds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_overall_drop: _TypeAlias = _typing.Literal["max_overall_drop"]  # noqa: Y015
+    _WhichOneofArgType__max_overall_drop: _TypeAlias = _typing.Literal["_max_overall_drop", b"_max_overall_drop"]  # noqa: Y015
+    _WhichOneofReturnType__significance: _TypeAlias = _typing.Literal["significance"]  # noqa: Y015
+    _WhichOneofArgType__significance: _TypeAlias = _typing.Literal["_significance", b"_significance"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_overall_drop) -> _WhichOneofReturnType__max_overall_drop | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__significance) -> _WhichOneofReturnType__significance | None: ...
+
+Global___CheckGateRequest: _TypeAlias = CheckGateRequest  # noqa: Y015
+
+@_typing.final
+class GateThreshold(_message.Message):
+    """The limit of the slice of exactly these tags."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TAGS_FIELD_NUMBER: _builtins.int
+    MAX_DROP_FIELD_NUMBER: _builtins.int
+    max_drop: _builtins.float
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.AttributeTag]: ...
+    def __init__(
+        self,
+        *,
+        tags: _abc.Iterable[_types_pb2.AttributeTag] | None = ...,
+        max_drop: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_drop", b"max_drop", "tags", b"tags"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GateThreshold: _TypeAlias = GateThreshold  # noqa: Y015
+
+@_typing.final
+class GateSeverity(_message.Message):
+    """The limit of slices whose mean lies `below` or more under the candidate's overall mean."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEVERITY_FIELD_NUMBER: _builtins.int
+    BELOW_FIELD_NUMBER: _builtins.int
+    MAX_DROP_FIELD_NUMBER: _builtins.int
+    severity: _builtins.str
+    below: _builtins.float
+    max_drop: _builtins.float
+    def __init__(
+        self,
+        *,
+        severity: _builtins.str = ...,
+        below: _builtins.float = ...,
+        max_drop: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["below", b"below", "max_drop", b"max_drop", "severity", b"severity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GateSeverity: _TypeAlias = GateSeverity  # noqa: Y015
+
+@_typing.final
+class GateViolation(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TAGS_FIELD_NUMBER: _builtins.int
+    BASELINE_MEAN_FIELD_NUMBER: _builtins.int
+    CANDIDATE_MEAN_FIELD_NUMBER: _builtins.int
+    MAX_DROP_FIELD_NUMBER: _builtins.int
+    PAIRED_COUNT_FIELD_NUMBER: _builtins.int
+    Q_VALUE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    baseline_mean: _builtins.float
+    candidate_mean: _builtins.float
+    max_drop: _builtins.float
+    paired_count: _builtins.int
+    q_value: _builtins.float
+    reason: _builtins.str
+    """The violation in words."""
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.AttributeTag]:
+        """Empty for the overall mean."""
+
+    def __init__(
+        self,
+        *,
+        tags: _abc.Iterable[_types_pb2.AttributeTag] | None = ...,
+        baseline_mean: _builtins.float = ...,
+        candidate_mean: _builtins.float = ...,
+        max_drop: _builtins.float = ...,
+        paired_count: _builtins.int = ...,
+        q_value: _builtins.float | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_q_value", b"_q_value", "q_value", b"q_value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_q_value", b"_q_value", "baseline_mean", b"baseline_mean", "candidate_mean", b"candidate_mean", "max_drop", b"max_drop", "paired_count", b"paired_count", "q_value", b"q_value", "reason", b"reason", "tags", b"tags"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__q_value: _TypeAlias = _typing.Literal["q_value"]  # noqa: Y015
+    _WhichOneofArgType__q_value: _TypeAlias = _typing.Literal["_q_value", b"_q_value"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__q_value) -> _WhichOneofReturnType__q_value | None: ...
+
+Global___GateViolation: _TypeAlias = GateViolation  # noqa: Y015
+
+@_typing.final
+class CheckGateResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PASSED_FIELD_NUMBER: _builtins.int
+    VIOLATIONS_FIELD_NUMBER: _builtins.int
+    COMPARED_SLICE_COUNT_FIELD_NUMBER: _builtins.int
+    JUDGED_SLICE_COUNT_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    passed: _builtins.bool
+    compared_slice_count: _builtins.int
+    """Slices with enough instances that both versions scored, and those of them held to a limit."""
+    judged_slice_count: _builtins.int
+    summary: _builtins.str
+    """The verdict in words."""
+    @_builtins.property
+    def violations(self) -> _containers.RepeatedCompositeFieldContainer[Global___GateViolation]:
+        """The whole dataset first, then the largest excess over its limit; at most 1000, the summary counts all."""
+
+    def __init__(
+        self,
+        *,
+        passed: _builtins.bool = ...,
+        violations: _abc.Iterable[Global___GateViolation] | None = ...,
+        compared_slice_count: _builtins.int = ...,
+        judged_slice_count: _builtins.int = ...,
+        summary: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compared_slice_count", b"compared_slice_count", "judged_slice_count", b"judged_slice_count", "passed", b"passed", "summary", b"summary", "violations", b"violations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckGateResponse: _TypeAlias = CheckGateResponse  # noqa: Y015
+
+@_typing.final
+class ConfirmSlicesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """The ranking whose instances, model and parameters are taken."""
+    seed: _builtins.int
+    """Which of the ways to halve the instances."""
+    page_size: _builtins.int
+    page_token: _builtins.str
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        seed: _builtins.int = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "seed", b"seed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfirmSlicesRequest: _TypeAlias = ConfirmSlicesRequest  # noqa: Y015
+
+@_typing.final
+class ConfirmedSlice(_message.Message):
+    """An error slice of one half, and what the other half says of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TAGS_FIELD_NUMBER: _builtins.int
+    FOUND_COUNT_FIELD_NUMBER: _builtins.int
+    FOUND_MEAN_FIELD_NUMBER: _builtins.int
+    HELD_COUNT_FIELD_NUMBER: _builtins.int
+    HELD_MEAN_FIELD_NUMBER: _builtins.int
+    P_VALUE_FIELD_NUMBER: _builtins.int
+    Q_VALUE_FIELD_NUMBER: _builtins.int
+    found_count: _builtins.int
+    found_mean: _builtins.float
+    held_count: _builtins.int
+    """Scored instances of the other half; the rest is absent where there are none."""
+    held_mean: _builtins.float
+    p_value: _builtins.float
+    q_value: _builtins.float
+    """Corrected for the slices that were found."""
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.AttributeTag]: ...
+    def __init__(
+        self,
+        *,
+        tags: _abc.Iterable[_types_pb2.AttributeTag] | None = ...,
+        found_count: _builtins.int = ...,
+        found_mean: _builtins.float = ...,
+        held_count: _builtins.int = ...,
+        held_mean: _builtins.float | None = ...,
+        p_value: _builtins.float | None = ...,
+        q_value: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_held_mean", b"_held_mean", "_p_value", b"_p_value", "_q_value", b"_q_value", "held_mean", b"held_mean", "p_value", b"p_value", "q_value", b"q_value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_held_mean", b"_held_mean", "_p_value", b"_p_value", "_q_value", b"_q_value", "found_count", b"found_count", "found_mean", b"found_mean", "held_count", b"held_count", "held_mean", b"held_mean", "p_value", b"p_value", "q_value", b"q_value", "tags", b"tags"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__held_mean: _TypeAlias = _typing.Literal["held_mean"]  # noqa: Y015
+    _WhichOneofArgType__held_mean: _TypeAlias = _typing.Literal["_held_mean", b"_held_mean"]  # noqa: Y015
+    _WhichOneofReturnType__p_value: _TypeAlias = _typing.Literal["p_value"]  # noqa: Y015
+    _WhichOneofArgType__p_value: _TypeAlias = _typing.Literal["_p_value", b"_p_value"]  # noqa: Y015
+    _WhichOneofReturnType__q_value: _TypeAlias = _typing.Literal["q_value"]  # noqa: Y015
+    _WhichOneofArgType__q_value: _TypeAlias = _typing.Literal["_q_value", b"_q_value"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__held_mean) -> _WhichOneofReturnType__held_mean | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__p_value) -> _WhichOneofReturnType__p_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__q_value) -> _WhichOneofReturnType__q_value | None: ...
+
+Global___ConfirmedSlice: _TypeAlias = ConfirmedSlice  # noqa: Y015
+
+@_typing.final
+class ConfirmSlicesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SLICES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TOTAL_COUNT_FIELD_NUMBER: _builtins.int
+    CONFIRMED_COUNT_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    total_count: _builtins.int
+    confirmed_count: _builtins.int
+    """Those with a q-value of at most 0.05."""
+    @_builtins.property
+    def slices(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConfirmedSlice]:
+        """In rank order of the half they were found on."""
+
+    def __init__(
+        self,
+        *,
+        slices: _abc.Iterable[Global___ConfirmedSlice] | None = ...,
+        next_page_token: _builtins.str = ...,
+        total_count: _builtins.int = ...,
+        confirmed_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirmed_count", b"confirmed_count", "next_page_token", b"next_page_token", "slices", b"slices", "total_count", b"total_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfirmSlicesResponse: _TypeAlias = ConfirmSlicesResponse  # noqa: Y015

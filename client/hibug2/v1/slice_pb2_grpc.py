@@ -50,6 +50,31 @@ class SliceServiceStub:
                 request_serializer=hibug2_dot_v1_dot_slice__pb2.ListSliceInstancesRequest.SerializeToString,
                 response_deserializer=hibug2_dot_v1_dot_slice__pb2.ListSliceInstancesResponse.FromString,
                 _registered_method=True)
+        self.ListFamilies = channel.unary_unary(
+                '/hibug2.v1.SliceService/ListFamilies',
+                request_serializer=hibug2_dot_v1_dot_slice__pb2.ListFamiliesRequest.SerializeToString,
+                response_deserializer=hibug2_dot_v1_dot_slice__pb2.ListFamiliesResponse.FromString,
+                _registered_method=True)
+        self.EvaluateHypothesis = channel.unary_unary(
+                '/hibug2.v1.SliceService/EvaluateHypothesis',
+                request_serializer=hibug2_dot_v1_dot_slice__pb2.EvaluateHypothesisRequest.SerializeToString,
+                response_deserializer=hibug2_dot_v1_dot_slice__pb2.EvaluateHypothesisResponse.FromString,
+                _registered_method=True)
+        self.ConfirmSlices = channel.unary_unary(
+                '/hibug2.v1.SliceService/ConfirmSlices',
+                request_serializer=hibug2_dot_v1_dot_slice__pb2.ConfirmSlicesRequest.SerializeToString,
+                response_deserializer=hibug2_dot_v1_dot_slice__pb2.ConfirmSlicesResponse.FromString,
+                _registered_method=True)
+        self.CompareModels = channel.unary_unary(
+                '/hibug2.v1.SliceService/CompareModels',
+                request_serializer=hibug2_dot_v1_dot_slice__pb2.CompareModelsRequest.SerializeToString,
+                response_deserializer=hibug2_dot_v1_dot_slice__pb2.CompareModelsResponse.FromString,
+                _registered_method=True)
+        self.CheckGate = channel.unary_unary(
+                '/hibug2.v1.SliceService/CheckGate',
+                request_serializer=hibug2_dot_v1_dot_slice__pb2.CheckGateRequest.SerializeToString,
+                response_deserializer=hibug2_dot_v1_dot_slice__pb2.CheckGateResponse.FromString,
+                _registered_method=True)
 
 
 class SliceServiceServicer:
@@ -75,6 +100,41 @@ class SliceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListFamilies(self, request, context):
+        """Error slices grouped by their instances, in the order that covers the errors soonest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EvaluateHypothesis(self, request, context):
+        """Any combination of tags, also several of one attribute, held against the same statistics.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConfirmSlices(self, request, context):
+        """Error slices found on one half of the instances and tested on the other, which was not looked at.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompareModels(self, request, context):
+        """Two or more models on the same slices.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckGate(self, request, context):
+        """Whether a new version may be released: no slice got worse than allowed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SliceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -92,6 +152,31 @@ def add_SliceServiceServicer_to_server(servicer, server):
                     servicer.ListSliceInstances,
                     request_deserializer=hibug2_dot_v1_dot_slice__pb2.ListSliceInstancesRequest.FromString,
                     response_serializer=hibug2_dot_v1_dot_slice__pb2.ListSliceInstancesResponse.SerializeToString,
+            ),
+            'ListFamilies': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFamilies,
+                    request_deserializer=hibug2_dot_v1_dot_slice__pb2.ListFamiliesRequest.FromString,
+                    response_serializer=hibug2_dot_v1_dot_slice__pb2.ListFamiliesResponse.SerializeToString,
+            ),
+            'EvaluateHypothesis': grpc.unary_unary_rpc_method_handler(
+                    servicer.EvaluateHypothesis,
+                    request_deserializer=hibug2_dot_v1_dot_slice__pb2.EvaluateHypothesisRequest.FromString,
+                    response_serializer=hibug2_dot_v1_dot_slice__pb2.EvaluateHypothesisResponse.SerializeToString,
+            ),
+            'ConfirmSlices': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfirmSlices,
+                    request_deserializer=hibug2_dot_v1_dot_slice__pb2.ConfirmSlicesRequest.FromString,
+                    response_serializer=hibug2_dot_v1_dot_slice__pb2.ConfirmSlicesResponse.SerializeToString,
+            ),
+            'CompareModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompareModels,
+                    request_deserializer=hibug2_dot_v1_dot_slice__pb2.CompareModelsRequest.FromString,
+                    response_serializer=hibug2_dot_v1_dot_slice__pb2.CompareModelsResponse.SerializeToString,
+            ),
+            'CheckGate': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckGate,
+                    request_deserializer=hibug2_dot_v1_dot_slice__pb2.CheckGateRequest.FromString,
+                    response_serializer=hibug2_dot_v1_dot_slice__pb2.CheckGateResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -176,6 +261,141 @@ class SliceService:
             '/hibug2.v1.SliceService/ListSliceInstances',
             hibug2_dot_v1_dot_slice__pb2.ListSliceInstancesRequest.SerializeToString,
             hibug2_dot_v1_dot_slice__pb2.ListSliceInstancesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFamilies(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hibug2.v1.SliceService/ListFamilies',
+            hibug2_dot_v1_dot_slice__pb2.ListFamiliesRequest.SerializeToString,
+            hibug2_dot_v1_dot_slice__pb2.ListFamiliesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EvaluateHypothesis(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hibug2.v1.SliceService/EvaluateHypothesis',
+            hibug2_dot_v1_dot_slice__pb2.EvaluateHypothesisRequest.SerializeToString,
+            hibug2_dot_v1_dot_slice__pb2.EvaluateHypothesisResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConfirmSlices(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hibug2.v1.SliceService/ConfirmSlices',
+            hibug2_dot_v1_dot_slice__pb2.ConfirmSlicesRequest.SerializeToString,
+            hibug2_dot_v1_dot_slice__pb2.ConfirmSlicesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompareModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hibug2.v1.SliceService/CompareModels',
+            hibug2_dot_v1_dot_slice__pb2.CompareModelsRequest.SerializeToString,
+            hibug2_dot_v1_dot_slice__pb2.CompareModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckGate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hibug2.v1.SliceService/CheckGate',
+            hibug2_dot_v1_dot_slice__pb2.CheckGateRequest.SerializeToString,
+            hibug2_dot_v1_dot_slice__pb2.CheckGateResponse.FromString,
             options,
             channel_credentials,
             insecure,

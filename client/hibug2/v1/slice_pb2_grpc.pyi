@@ -37,6 +37,16 @@ class SliceServiceStub:
     ReadSlices: _grpc.UnaryStreamMultiCallable[_slice_pb2.ReadSlicesRequest, _slice_pb2.ReadSlicesResponse]
     ListSliceInstances: _grpc.UnaryUnaryMultiCallable[_slice_pb2.ListSliceInstancesRequest, _slice_pb2.ListSliceInstancesResponse]
     """Which instances a slice holds."""
+    ListFamilies: _grpc.UnaryUnaryMultiCallable[_slice_pb2.ListFamiliesRequest, _slice_pb2.ListFamiliesResponse]
+    """Error slices grouped by their instances, in the order that covers the errors soonest."""
+    EvaluateHypothesis: _grpc.UnaryUnaryMultiCallable[_slice_pb2.EvaluateHypothesisRequest, _slice_pb2.EvaluateHypothesisResponse]
+    """Any combination of tags, also several of one attribute, held against the same statistics."""
+    ConfirmSlices: _grpc.UnaryUnaryMultiCallable[_slice_pb2.ConfirmSlicesRequest, _slice_pb2.ConfirmSlicesResponse]
+    """Error slices found on one half of the instances and tested on the other, which was not looked at."""
+    CompareModels: _grpc.UnaryUnaryMultiCallable[_slice_pb2.CompareModelsRequest, _slice_pb2.CompareModelsResponse]
+    """Two or more models on the same slices."""
+    CheckGate: _grpc.UnaryUnaryMultiCallable[_slice_pb2.CheckGateRequest, _slice_pb2.CheckGateResponse]
+    """Whether a new version may be released: no slice got worse than allowed."""
 
 @_typing.type_check_only
 class SliceServiceAsyncStub(SliceServiceStub):
@@ -47,6 +57,16 @@ class SliceServiceAsyncStub(SliceServiceStub):
     ReadSlices: _aio.UnaryStreamMultiCallable[_slice_pb2.ReadSlicesRequest, _slice_pb2.ReadSlicesResponse]  # type: ignore[assignment]
     ListSliceInstances: _aio.UnaryUnaryMultiCallable[_slice_pb2.ListSliceInstancesRequest, _slice_pb2.ListSliceInstancesResponse]  # type: ignore[assignment]
     """Which instances a slice holds."""
+    ListFamilies: _aio.UnaryUnaryMultiCallable[_slice_pb2.ListFamiliesRequest, _slice_pb2.ListFamiliesResponse]  # type: ignore[assignment]
+    """Error slices grouped by their instances, in the order that covers the errors soonest."""
+    EvaluateHypothesis: _aio.UnaryUnaryMultiCallable[_slice_pb2.EvaluateHypothesisRequest, _slice_pb2.EvaluateHypothesisResponse]  # type: ignore[assignment]
+    """Any combination of tags, also several of one attribute, held against the same statistics."""
+    ConfirmSlices: _aio.UnaryUnaryMultiCallable[_slice_pb2.ConfirmSlicesRequest, _slice_pb2.ConfirmSlicesResponse]  # type: ignore[assignment]
+    """Error slices found on one half of the instances and tested on the other, which was not looked at."""
+    CompareModels: _aio.UnaryUnaryMultiCallable[_slice_pb2.CompareModelsRequest, _slice_pb2.CompareModelsResponse]  # type: ignore[assignment]
+    """Two or more models on the same slices."""
+    CheckGate: _aio.UnaryUnaryMultiCallable[_slice_pb2.CheckGateRequest, _slice_pb2.CheckGateResponse]  # type: ignore[assignment]
+    """Whether a new version may be released: no slice got worse than allowed."""
 
 class SliceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Slices and error slices that were found, in pages and as Arrow streams."""
@@ -72,5 +92,45 @@ class SliceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_slice_pb2.ListSliceInstancesResponse, _abc.Awaitable[_slice_pb2.ListSliceInstancesResponse]]:
         """Which instances a slice holds."""
+
+    @_abc_1.abstractmethod
+    def ListFamilies(
+        self,
+        request: _slice_pb2.ListFamiliesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_slice_pb2.ListFamiliesResponse, _abc.Awaitable[_slice_pb2.ListFamiliesResponse]]:
+        """Error slices grouped by their instances, in the order that covers the errors soonest."""
+
+    @_abc_1.abstractmethod
+    def EvaluateHypothesis(
+        self,
+        request: _slice_pb2.EvaluateHypothesisRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_slice_pb2.EvaluateHypothesisResponse, _abc.Awaitable[_slice_pb2.EvaluateHypothesisResponse]]:
+        """Any combination of tags, also several of one attribute, held against the same statistics."""
+
+    @_abc_1.abstractmethod
+    def ConfirmSlices(
+        self,
+        request: _slice_pb2.ConfirmSlicesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_slice_pb2.ConfirmSlicesResponse, _abc.Awaitable[_slice_pb2.ConfirmSlicesResponse]]:
+        """Error slices found on one half of the instances and tested on the other, which was not looked at."""
+
+    @_abc_1.abstractmethod
+    def CompareModels(
+        self,
+        request: _slice_pb2.CompareModelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_slice_pb2.CompareModelsResponse, _abc.Awaitable[_slice_pb2.CompareModelsResponse]]:
+        """Two or more models on the same slices."""
+
+    @_abc_1.abstractmethod
+    def CheckGate(
+        self,
+        request: _slice_pb2.CheckGateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_slice_pb2.CheckGateResponse, _abc.Awaitable[_slice_pb2.CheckGateResponse]]:
+        """Whether a new version may be released: no slice got worse than allowed."""
 
 def add_SliceServiceServicer_to_server(servicer: SliceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

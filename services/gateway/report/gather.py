@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +29,10 @@ from shared.store.artifacts import (
 )
 from shared.version import VERSION
 
-MAX_SLICES, MAX_PREDICTED, MAX_PICK_SLICES = 200, 40, 40
-PICTURED_SLICES, PICTURES, PICTURE_PX = 40, 8, 96
+MAX_SLICES, MAX_FAMILIES, MAX_PREDICTED, MAX_PICK_SLICES = 200, 12, 40, 40
+PICTURED_SLICES, PICTURES, PICTURE_PX = 40, 6, 96
 HEATMAPS = 2
+SHARES = (0.5, 0.9)  # of the errors, for which the page says how many families hold them
 _CROP_MARGIN = 0.15
 
 Mask = npt.NDArray[np.bool_]
@@ -118,6 +121,10 @@ def gather(artifacts: Artifacts, reader: ImageReader, refs: RunRefs, outcomes: O
         slice_count=int(summary["slice_count"]),
         error_slices=_error_slices(facts, reader),
         error_slice_total=facts.errors.num_rows,
+        tested_count=int(summary["tested_count"]),
+        significant_count=int(summary["significant_count"]),
+        by_chance=page.Chance(int(parameters["permutations"]), *summary["by_chance"]) if summary["by_chance"] else None,
+        cover=_cover(facts, reader),
         tag_scores=_tag_scores(facts),
         heatmaps=_heatmaps(facts, int(parameters["min_count"])),
         predicted_slices=predicted,
@@ -166,28 +173,68 @@ def _members(table: TagTable, offsets: npt.NDArray[np.int64], items: npt.NDArray
     return keep
 
 
+def _error_slice(row: dict[str, Any], rank: int, pairs: tuple[page.Pair, ...]) -> page.ErrorSlice:
+    q = row["q_value"]
+    return page.ErrorSlice(
+        rank=rank,
+        pairs=pairs,
+        count=row["count"],
+        mean=row["mean"],
+        interval=(row["interval_low"], row["interval_high"]),
+        drop=row["drop"],
+        error_share=row["error_share"],
+        q=None if q is None or math.isnan(q) else q,
+        blame=tuple(row[f"blame_{i}"] for i in range(len(pairs))),
+        told_by=row["family"],
+    )
+
+
 def _error_slices(facts: _Facts, reader: ImageReader) -> tuple[page.ErrorSlice, ...]:
     shown = facts.errors.slice(0, MAX_SLICES)
     out = []
     for i, (row, items) in enumerate(zip(shown.to_pylist(), items_of(shown), strict=True)):
-        members = _members(facts.table, facts.offsets, items) if i < PICTURED_SLICES else None
-        out.append(
-            page.ErrorSlice(
-                rank=i + 1,
-                pairs=facts.words(items),
-                count=row["count"],
-                mean=row["mean"],
-                interval=(row["interval_low"], row["interval_high"]),
-                drop=row["drop"],
-                error_share=row["error_share"],
-                pictures=() if members is None else _pictures(facts, reader, members),
-            )
-        )
+        found = _error_slice(row, i + 1, facts.words(items))
+        if i < PICTURED_SLICES:
+            found = replace(found, pictures=_pictures(facts, reader, _members(facts.table, facts.offsets, items)))
+        out.append(found)
     return tuple(out)
 
 
+def _cover(facts: _Facts, reader: ImageReader) -> page.Cover:
+    """The families that cover the errors soonest; one that adds nothing is only counted."""
+    table = facts.artifacts.read_part(facts.refs.ranking, "families")
+    adding = table.filter(pc.greater(table.column("cover_rank"), 0)).sort_by("cover_rank")
+    share = adding.column("covered_share").to_numpy()
+    reached = {s: np.flatnonzero(share >= s - 1e-12) for s in SHARES}  # sums of shares end a hair off
+    scored = ~np.isnan(facts.scores)
+    held = np.zeros(len(scored), dtype=bool)
+    families = []
+    for family in adding.slice(0, MAX_FAMILIES).to_pylist():
+        rank = family["representative"]
+        line = facts.errors.slice(rank - 1, 1)
+        items = items_of(line)[0]
+        members = _members(facts.table, facts.offsets, items)
+        found = _error_slice(line.to_pylist()[0], rank, facts.words(items))
+        pictures = _pictures(facts, reader, members & ~held)
+        held |= members
+        families.append(
+            page.Family(
+                told_by=replace(found, pictures=pictures),
+                member_count=len(family["members"]),
+                error_share=family["covered_share"],
+                instance_share=float(held[scored].mean()),
+            )
+        )
+    return page.Cover(
+        families=tuple(families),
+        family_total=table.num_rows,
+        needed=tuple((s, int(at[0]) + 1) for s, at in reached.items() if at.size),
+        error_share=float(share[-1]) if share.size else 0.0,
+    )
+
+
 def _pictures(facts: _Facts, reader: ImageReader, members: Mask) -> tuple[page.Picture, ...]:
-    """The instances of a slice that score lowest, at most PICTURES; one whose image cannot be read is left out."""
+    """Of `members` those that score lowest, at most PICTURES; one whose image cannot be read is left out."""
     rows = np.flatnonzero(members & (np.nan_to_num(facts.scores, nan=1.0) < 1.0))
     rows = rows[np.argsort(facts.scores[rows], kind="stable")][:PICTURES]
     out: list[page.Picture] = []

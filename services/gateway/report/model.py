@@ -14,6 +14,8 @@ from shared.schema import Task
 
 Pair = tuple[str, str]
 
+SIGNIFICANT = 0.05  # the q-value up to which the ranking counts a slice as holding
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -25,7 +27,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class ErrorSlice:
-    """One row of the ranking; `drop` is the overall mean less the slice's, `interval` the 95% interval of the mean."""
+    """One row of the ranking; `drop` is the overall mean less the slice's, `interval` the 95% interval of the mean.
+
+    `q` is None where the slice was not tested. `blame` is each pair's share of the drop and sums to it. `told_by` is
+    the rank of the slice that stands for this one, its own rank when it stands for itself, 0 when it was not grouped.
+    """
 
     rank: int
     pairs: tuple[Pair, ...]
@@ -34,7 +40,50 @@ class ErrorSlice:
     interval: tuple[float, float]
     drop: float
     error_share: float
+    q: float | None
+    blame: tuple[float, ...]
+    told_by: int
     pictures: tuple[Picture, ...] = ()
+
+    @property
+    def may_be_luck(self) -> bool:
+        return self.q is None or self.q > SIGNIFICANT
+
+
+@dataclass(frozen=True)
+class Family:
+    """Error slices of nearly the same instances, told by one; its pictures show errors that no family before it holds.
+
+    `error_share` of all lost score and `instance_share` of the scored instances lie in it and the families before it.
+    """
+
+    told_by: ErrorSlice
+    member_count: int
+    error_share: float
+    instance_share: float
+
+
+@dataclass(frozen=True)
+class Cover:
+    """Families in the order that covers the errors soonest.
+
+    `needed` says for some shares of the errors how many families hold them; `error_share` is what all hold together.
+    """
+
+    families: tuple[Family, ...]
+    family_total: int
+    needed: tuple[tuple[float, int], ...]
+    error_share: float
+
+
+@dataclass(frozen=True)
+class Chance:
+    """Error slices that shuffled scores name, and the range of 95% of the shuffles."""
+
+    shuffle_count: int
+    mean: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -127,6 +176,10 @@ class ReportData:
     slice_count: int
     error_slices: tuple[ErrorSlice, ...]
     error_slice_total: int
+    tested_count: int
+    significant_count: int
+    by_chance: Chance | None
+    cover: Cover
     tag_scores: tuple[TagScore, ...]
     heatmaps: tuple[Heatmap, ...]
     predicted_slices: tuple[PredictedSlice, ...]

@@ -8,7 +8,8 @@
   const firstLook = 20;
   let whole = false;
   const heads = [...table.tHead.rows[0].cells];
-  const words = new Map(rows.map((row) => [row, row.querySelector(".tags").textContent.toLowerCase().replace(/\s+/g, " ").trim()]));
+  const tags = (row) => [...row.querySelectorAll(".tags .attribute, .tags b")].map((part) => part.textContent);
+  const words = new Map(rows.map((row) => [row, tags(row).join(" ").toLowerCase().replace(/\s+/g, " ").trim()]));
   const value = (row, key) => (key === "tags" ? words.get(row) : Number(row.dataset[key]));
 
   const sort = (head) => {
@@ -37,6 +38,7 @@
   const form = document.getElementById("filter");
   const text = document.getElementById("filter-text");
   const count = document.getElementById("filter-count");
+  const luck = document.getElementById("filter-luck");
   const none = document.getElementById("none-left");
   const more = document.getElementById("show-all");
   const show = () => {
@@ -44,7 +46,8 @@
     const least = Number(count.value) || 0;
     let matching = 0;
     for (const row of rows) {
-      row.hidden = Number(row.dataset.count) < least || !wanted.every((word) => words.get(row).includes(word));
+      const out = Number(row.dataset.count) < least || (luck.checked && row.classList.contains("luck"));
+      row.hidden = out || !wanted.every((word) => words.get(row).includes(word));
       matching += row.hidden ? 0 : 1;
       row.classList.toggle("later", !whole && matching > firstLook);
     }

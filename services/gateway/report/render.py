@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,12 +19,13 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from services.gateway.report.model import ErrorSlice, Picture, ReportData, TagScore
+from services.gateway.report.model import SIGNIFICANT, ErrorSlice, Picture, ReportData, TagScore
 from shared.errors import invalid
 from shared.schema import Task
 
 MAX_SLICES = 200
-MAX_PICTURES = 8  # of one slice
+MAX_FAMILIES = 12
+MAX_PICTURES = 6  # of one slice
 MAX_PICTURE_BYTES = 6_000_000  # of the page, before base64
 MAX_ATTRIBUTES = 24
 MAX_TAGS = 20  # of one attribute
@@ -49,14 +51,22 @@ def render(data: ReportData) -> str:
     slices = sorted(data.error_slices, key=lambda s: s.rank)[:MAX_SLICES]
     predicted = sorted(data.predicted_slices, key=lambda s: s.rank)[:MAX_PREDICTED]
     picks = data.repair.by_slice[:MAX_PICK_ROWS] if data.repair else ()
-    pictures = _pictures(slices)
+    families = data.cover.families[:MAX_FAMILIES]
+    pictures = _pictures([f.told_by for f in families] + slices)
+    family_pictures, slice_pictures = pictures[: len(families)], pictures[len(families) :]
     groups = _tag_groups(data.tag_scores)
     script = (_HERE / "page.js").read_text("utf-8")
     return _template().render(
         data=data,
-        slices=[(s, shown) for s, shown in zip(slices, pictures, strict=True)],
+        slices=list(zip(slices, slice_pictures, strict=True)),
+        families=list(zip(families, family_pictures, strict=True)),
         slices_left_out=max(data.error_slice_total, len(data.error_slices)) - len(slices),
-        pictures_left_out=sum(bool(s.pictures) and not shown for s, shown in zip(slices, pictures, strict=True)),
+        pictures_left_out=sum(bool(s.pictures) and not shown for s, shown in zip(slices, slice_pictures, strict=True)),
+        families_left_out=max(data.cover.family_total - len(families), 0) if families else 0,
+        significant=SIGNIFICANT,
+        belief_axis=(0.0, max(1.0, data.error_slice_total, data.by_chance.high if data.by_chance else 0.0)),
+        about=_about,
+        q_value=_q_value,
         groups=groups[:MAX_ATTRIBUTES],
         groups_left_out=max(0, len(groups) - MAX_ATTRIBUTES),
         tag_axis=_axis([t.mean for g in groups for t in g.tags] + [data.overall_mean]),
@@ -68,6 +78,7 @@ def render(data: ReportData) -> str:
         noun="images" if percent else "objects",
         score=_percent if percent else _plain,
         change=_points if percent else _signed,
+        short_change=_whole_points if percent else _hundredths,
         margin=f"{100 * data.parameters.margin:g} points" if percent else f"{data.parameters.margin:g}",
         position=_position,
         data_uri=_data_uri,
@@ -137,8 +148,27 @@ def _plain(score: float) -> str:
     return f"{score:.3f}"
 
 
+def _about(number: float) -> str:
+    return f"{number:,.0f}" if number >= 10 else f"{number:.1f}".removesuffix(".0")
+
+
+def _q_value(q: float | None) -> str:
+    """Rounded up, so that no q-value reads as if it held when it does not."""
+    if q is None:
+        return "not tested"
+    return "≤ 0.001" if q <= 0.001 else f"{math.ceil(round(1000 * q, 6)) / 1000:.3f}"
+
+
 def _points(change: float) -> str:
     return f"{100 * change:+.1f} pts".replace("-", "−")
+
+
+def _whole_points(change: float) -> str:
+    return f"{100 * change:+.0f}".replace("-", "−")
+
+
+def _hundredths(change: float) -> str:
+    return f"{change:+.2f}".replace("-", "−")
 
 
 def _signed(change: float) -> str:

@@ -14,6 +14,7 @@ from google.protobuf import any_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2, status_pb2
+
 from hibug2.v1 import (
     dataset_pb2,
     dataset_pb2_grpc,
@@ -60,12 +61,13 @@ def job(state, **figures):
 
 
 def a_slice(rank):
-    return slice_pb2.Slice(
-        rank=rank,
-        tags=[types_pb2.AttributeTag(attribute="[bold]brightness", tag=f"dark{rank}")],
-        instance_count=10 + rank,
-        score=slice_pb2.SliceScore(scored_count=10 + rank, mean=0.25, drop=0.5, error_share=0.125),
-    )
+    """Slices of rank 2 were not tested."""
+    tag = types_pb2.AttributeTag(attribute="[bold]brightness", tag=f"dark{rank}")
+    score = slice_pb2.SliceScore(scored_count=10 + rank, mean=0.25, drop=0.5, error_share=0.125, family_rank=1)
+    score.blame.add(tag=tag, drop=0.5)
+    if rank != 2:
+        score.p_value, score.q_value = 0.0001, 0.01
+    return slice_pb2.Slice(rank=rank, tags=[tag], instance_count=10 + rank, score=score)
 
 
 class Gateway(
@@ -87,8 +89,13 @@ class Gateway(
         self.schemas = {}
         self.watches = []  # what each WatchRun call does: a list of snapshots, an exception code to end with
         self.runs = {}
+        self.models = {}  # dataset to model to digest of its scores; where nothing is said there is v1
+        self.run_ids = []  # of the runs that CreateRun makes; abc when empty
+        self.tagged = "then"  # changes when the tags of a dataset do
         self.slice_count = 3
+        self.verdict = slice_pb2.CheckGateResponse(passed=True, summary="passed: nothing fell", compared_slice_count=9)
         self.dictionary_tags = False
+        self.streamed = None  # the columns of a slice stream; all when None
         self.faults = []  # gRPC codes with which the next calls fail before they reach a service
         self.watching = threading.Event()
 
@@ -163,8 +170,11 @@ class Gateway(
 
     def ListModels(self, request, context):
         self._enter(request, context)
-        model = model_pb2.Model(name=f"{request.parent}/models/v1", scored_count=4, mean_score=0.5)
-        return model_pb2.ListModelsResponse(models=[model])
+        models = [
+            model_pb2.Model(name=f"{request.parent}/models/{model}", scored_count=4, mean_score=0.5, digest=digest)
+            for model, digest in self.models.get(request.parent, {"v1": "s1"}).items()
+        ]
+        return model_pb2.ListModelsResponse(models=models)
 
     def CreateSchema(self, request, context):
         self._enter(request, context)
@@ -195,12 +205,34 @@ class Gateway(
         self.runs[run.name] = run
         return run
 
+    def add_ranked_run(self, run_id, model, depth=3, seconds=0, scores="s1", instances="d1"):
+        """A run that succeeded, of the instances and scores with these digests; its slices are those of its depth."""
+        run = self.add_run(
+            run_id,
+            model=f"datasets/bears/models/{model}",
+            ranking=f"datasets/bears/rankings/{run_id}",
+            enumeration=f"datasets/bears/enumerations/s0-{depth}-10-{self.tagged}",
+            schema="datasets/bears/schemas/s0",
+        )
+        run.parameters.CopyFrom(run_pb2.RunParameters(max_depth=depth, min_count=10, margin=0.2, seed=7))
+        run.provenance.inputs.add(input="dataset", digest=instances)
+        run.provenance.inputs.add(input="scores", digest=scores)
+        run.job.create_time.seconds += seconds
+        return run
+
+    def add_models(self, **digests):
+        """The dataset bears, with models and the digests of their scores."""
+        self.datasets["bears"] = dataset_pb2.Dataset(name="datasets/bears", digest="d1")
+        self.models["datasets/bears"] = digests
+
     def step(self, kind, state, **figures):
         return run_pb2.Step(kind=kind, job=job(state, **figures), elapsed=Duration(seconds=2))
 
     def CreateRun(self, request, context):
         self._enter(request, context)
-        run = self.add_run("abc", types_pb2.JOB_STATE_PENDING)
+        run = self.add_run(self.run_ids.pop(0) if self.run_ids else "abc", types_pb2.JOB_STATE_PENDING)
+        run.model, run.schema = request.model, request.schema
+        run.parameters.CopyFrom(request.parameters)
         return run_pb2.CreateRunResponse(run=run)
 
     def _run(self, name, context):
@@ -214,7 +246,8 @@ class Gateway(
 
     def ListRuns(self, request, context):
         self._enter(request, context)
-        newest = sorted(self.runs.values(), key=lambda r: r.job.create_time.seconds, reverse=True)
+        wanted = [r for r in self.runs.values() if r.dataset == request.dataset or not request.dataset]
+        newest = sorted(wanted, key=lambda r: r.job.create_time.seconds, reverse=True)
         return run_pb2.ListRunsResponse(runs=newest[: request.page_size])
 
     def CancelRun(self, request, context):
@@ -229,7 +262,15 @@ class Gateway(
 
     def WatchRun(self, request, context):
         self._enter(request, context)
-        self._run(request.name, context)
+        run = self._run(request.name, context)
+        if not self.watches:
+            run.job.state = types_pb2.JOB_STATE_SUCCEEDED
+            p = run.parameters
+            schema = run.schema.rpartition("/")[2] or "current"
+            run.ranking = f"{run.dataset}/rankings/{run.name.partition('/')[2]}"
+            run.enumeration = f"{run.dataset}/enumerations/{schema}-{p.max_depth}-{p.min_count}-{self.tagged}"
+            yield run_pb2.WatchRunResponse(run=run)
+            return
         for step in self.watches.pop(0):
             if isinstance(step, grpc.StatusCode):
                 context.abort(step, "told to fail")
@@ -258,7 +299,7 @@ class Gateway(
         from hibug2 import messages
 
         table = pa.Table.from_batches([messages.slices_batch(map(a_slice, range(1, self.slice_count + 1)))])
-        for piece in self._stream(table):
+        for piece in self._stream(table.select(self.streamed or table.column_names)):
             yield slice_pb2.ReadSlicesResponse(arrow=piece)
 
     def _stream(self, table):
@@ -278,6 +319,71 @@ class Gateway(
         at = int(request.page_token or 0)
         return slice_pb2.ListSliceInstancesResponse(
             instance_ids=[f"i{at}"], next_page_token=str(at + 1) if at < 2 else "", total_count=3
+        )
+
+    def ListFamilies(self, request, context):
+        self._enter(request, context)
+        at = int(request.page_token or 0)
+        places = range(at, min(self.slice_count, at + min(2, request.page_size)))
+        families = [
+            slice_pb2.Family(
+                representative=a_slice(2 * i + 1),
+                member_ranks=[2 * i + 1, 2 * i + 2],
+                cover_rank=i + 1,
+                covered_share=0.5,
+            )
+            for i in places
+        ]
+        if at + len(families) == self.slice_count and families:
+            families[-1].cover_rank = 0
+        more = str(at + len(families)) if at + len(families) < self.slice_count else ""
+        return slice_pb2.ListFamiliesResponse(families=families, next_page_token=more, total_count=self.slice_count)
+
+    def EvaluateHypothesis(self, request, context):
+        self._enter(request, context)
+        if request.terms[0].attribute == "nothing":
+            return slice_pb2.EvaluateHypothesisResponse(instance_count=4)
+        score = slice_pb2.SliceScore(
+            scored_count=20, mean=0.5, drop=0.25, error_share=0.1, interval_low=0.4, interval_high=0.6, p_value=0.015625
+        )
+        return slice_pb2.EvaluateHypothesisResponse(instance_count=30, score=score)
+
+    def CompareModels(self, request, context):
+        self._enter(request, context)
+        answer = slice_pb2.CompareModelsResponse(average_overlap=0.5)
+        for i, first in enumerate(request.rankings):
+            for second in request.rankings[i + 1 :]:
+                answer.overlaps.add(first=first, second=second, share=0.5)
+        if len(request.rankings) == 2:
+            fell = slice_pb2.SliceDifference(
+                tags=a_slice(1).tags,
+                instance_count=12,
+                paired_count=11,
+                first_mean=0.75,
+                second_mean=0.5,
+                difference=-0.25,
+            )
+            answer.worse.add(q_value=0.01).MergeFrom(fell)
+            answer.versions.add(change=slice_pb2.VERSION_CHANGE_REGRESSED).MergeFrom(fell)
+            answer.changes.add(change=slice_pb2.VERSION_CHANGE_FIXED, slice_count=1200)
+            answer.changes.add(change=slice_pb2.VERSION_CHANGE_REGRESSED, slice_count=1)
+        return answer
+
+    def CheckGate(self, request, context):
+        self._enter(request, context)
+        return self.verdict
+
+    def forbid(self):
+        """From now on the gate forbids: the overall mean fell, and one slice's."""
+        figures = {"baseline_mean": 0.75, "candidate_mean": 0.5, "max_drop": 0.05, "paired_count": 11}
+        self.verdict = slice_pb2.CheckGateResponse(
+            summary="failed: the whole dataset; and 1 more",
+            compared_slice_count=1234,
+            judged_slice_count=7,
+            violations=[
+                slice_pb2.GateViolation(reason="the whole dataset: fell from 0.750 to 0.500", **figures),
+                slice_pb2.GateViolation(tags=a_slice(1).tags, q_value=0.01, reason="[bold]brightness: fell", **figures),
+            ],
         )
 
     def ListPredictedSlices(self, request, context):

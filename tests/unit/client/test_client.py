@@ -6,8 +6,9 @@ import grpc
 import pandas as pd
 import pyarrow as pa
 import pytest
+
 from hibug2 import Client, HiBug2Error, RunStopped, UserError, messages
-from hibug2.v1 import types_pb2
+from hibug2.v1 import slice_pb2, types_pb2
 
 PENDING, RUNNING, SUCCEEDED, FAILED, CANCELLED = (
     types_pb2.JOB_STATE_PENDING,
@@ -167,6 +168,9 @@ def test_slices_by_stream_and_by_page_are_the_same(client, gateway, dictionary):
     assert streamed.equals(paged)
     assert streamed.schema.equals(messages.SLICES)
     assert streamed["tags"][6].as_py() == [{"attribute": "[bold]brightness", "tag": "dark7"}]
+    assert streamed["blame"][6].as_py() == [{"attribute": "[bold]brightness", "tag": "dark7", "drop": 0.5}]
+    assert streamed["q_value"].to_pylist()[:3] == [0.01, None, 0.01]
+    assert streamed["family"].to_pylist() == [1] * 7
     assert client.slices("abc", limit=3).equals(streamed.slice(0, 3))
     assert client.slices("datasets/bears/enumerations/e", filter="count > 1").num_rows == 7
     assert gateway.requests[-1].filter == "count > 1"
@@ -174,9 +178,71 @@ def test_slices_by_stream_and_by_page_are_the_same(client, gateway, dictionary):
     assert client.slices(run).equals(messages.SLICES.empty_table())
 
 
+def test_slices_of_an_enumeration_say_nothing_of_a_model(client, gateway):
+    """In a stream that column is not there at all, in a page the message is not set."""
+    scores = messages.SLICES.names[3:]
+    bare = slice_pb2.Slice(rank=0, tags=[types_pb2.AttributeTag(attribute="a", tag="b")], instance_count=4)
+    row = messages.rows(pa.Table.from_batches([messages.slices_batch([bare])]))[0]
+    assert {name: row[name] for name in scores} == dict.fromkeys(scores)
+    gateway.streamed = ["tags", "count"]
+    row = messages.rows(client.slices("datasets/bears/enumerations/e"))[0]
+    assert {name: row[name] for name in scores} == dict.fromkeys(scores)
+
+
+def test_families_come_in_the_order_of_the_cover(client, gateway):
+    run = gateway.add_run()
+    gateway.slice_count = 5
+    found = client.families(run)
+    assert found.schema.equals(messages.FAMILIES)
+    assert found["rank"].to_pylist() == [1, 3, 5, 7, 9]
+    assert found["cover_rank"].to_pylist() == [1, 2, 3, 4, 0]
+    assert found["member_ranks"][1].as_py() == [3, 4]
+    assert client.families("datasets/bears/rankings/r1", limit=3).equals(found.slice(0, 3))
+    gateway.slice_count = 0
+    assert client.families(run).equals(messages.FAMILIES.empty_table())
+
+
+def test_a_hypothesis(client, gateway):
+    run = gateway.add_run()
+    found = client.hypothesis(run, {"pose": ["sitting", "lying"], "color": "white"})
+    assert [(t.attribute, list(t.tags)) for t in gateway.requests[-1].terms] == [
+        ("pose", ["sitting", "lying"]),
+        ("color", ["white"]),
+    ]
+    assert (found["count"], found["scored_count"], found["mean"], found["p_value"]) == (30, 20, 0.5, 0.015625)
+    assert set(found) <= set(messages.SLICES.names)
+    nothing = client.hypothesis(run, {"nothing": "a"})
+    assert (nothing.pop("count"), nothing.pop("scored_count")) == (4, 0)
+    assert set(nothing.values()) == {None}
+
+
+def test_models_side_by_side(client, gateway):
+    runs = [gateway.add_ranked_run(f"r{i}", f"v{i}") for i in range(3)]
+    three = client.compare_models(runs)
+    assert gateway.requests[-1].page_size == 50
+    assert [(o["first"], o["second"]) for o in three.overlaps.to_pylist()] == [
+        ("runs/r0", "runs/r1"),
+        ("runs/r0", "runs/r2"),
+        ("runs/r1", "runs/r2"),
+    ]
+    assert (three.changes, three.worse.num_rows, three.versions.num_rows) == ({}, 0, 0)
+    two = client.compare_models(["r0", "runs/r1"])
+    assert two.changes == {"fixed": 1200, "regressed": 1}
+    assert two.worse.schema.equals(messages.DIFFERENCES)
+    worse, version = two.worse.to_pylist()[0], two.versions.to_pylist()[0]
+    assert (worse["difference"], worse["p_value"], worse["q_value"], worse["change"]) == (-0.25, None, 0.01, "")
+    assert (version["difference"], version["q_value"], version["change"]) == (-0.25, None, "regressed")
+    runs[1].ranking = runs[0].ranking
+    with pytest.raises(UserError, match="runs/r0 and runs/r1 have the same scores"):
+        client.compare_models(runs)
+    runs[1].dataset = "datasets/ants"
+    with pytest.raises(UserError, match="runs/r1 of datasets/ants"):
+        client.compare_models(runs)
+
+
 def test_results_of_a_run_that_is_not_there_yet(client, gateway):
     gateway.add_run(state=RUNNING)
-    for call in (client.slices, client.predicted, client.picks):
+    for call in (client.slices, client.families, client.predicted, client.picks):
         with pytest.raises(HiBug2Error, match="hibug2 watch runs/abc") as caught:
             call("abc")
         assert caught.value.code == "FAILED_PRECONDITION"

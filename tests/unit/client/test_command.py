@@ -13,11 +13,12 @@ import grpc
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from hibug2 import embedded, messages, progress
-from hibug2.command import app
-from hibug2.v1 import run_pb2, types_pb2
 from rich.console import Console
 from typer.testing import CliRunner
+
+from hibug2 import embedded, messages, progress, show
+from hibug2.command import app
+from hibug2.v1 import run_pb2, types_pb2
 
 RUNNING, SUCCEEDED, FAILED = (
     types_pb2.JOB_STATE_RUNNING,
@@ -69,7 +70,8 @@ def three_snapshots(gateway):
 
 def test_help_names_the_verbs_and_the_exit_codes(hibug2):
     text = " ".join(hibug2("--help").stdout.split())
-    for verb in ("dataset", "scores", "run", "watch", "slices", "predict", "repair", "report", "enumerate", "schema"):
+    verbs = "dataset scores run watch slices families ask compare gate predict repair report enumerate schema"
+    for verb in verbs.split():
         assert f" {verb} " in text
     for words in ("Exit codes: 0", "2 wrong", "3 the server cannot be reached", "130 interrupted"):
         assert words in text.replace("│ ", "")
@@ -105,6 +107,17 @@ def test_datasets(hibug2, photos):
         (["dataset", "create", "bears"], "--images"),
         (["dataset", "create", "bears", "--images", ".", "--task", "sorting"], "--task"),
         (["run", "bears"], "--model"),
+        (["ask", "abc", "pose"], "terms: 'pose' is not"),
+        (["compare", "abc"], "there is no runs/abc"),
+        (["gate", "--baseline", "v1", "--candidate", "v2"], "--max-drop"),
+        (["gate", "--baseline", "v1", "--candidate", "v2", "--max-drop", "2"], "--max-drop"),
+        (
+            ["gate", "--baseline", "v1", "--candidate", "v2", "--max-drop", "0", "--threshold", "a"],
+            "--threshold: 'a' in",
+        ),
+        (["gate", "--baseline", "v1", "--candidate", "v2", "--max-drop", "0", "--severity", "a=0"], "--severity: 'a'"),
+        (["gate", "--baseline", "v1", "--candidate", "v2", "--max-drop", "0", "--significance", "1"], "significance: "),
+        (["gate", "--baseline", "v1", "--candidate", "v2", "--max-drop", "0"], "dataset: none has scores of both"),
         (["fly"], "fly"),
     ],
 )
@@ -220,18 +233,181 @@ def test_slices_for_people_and_for_programs(hibug2, gateway):
     gateway.slice_count = 25
     people = hibug2("slices", "runs/abc").stdout
     assert people.splitlines()[2].split() == [
-        *("1", "[bold]brightness:", "dark1", "11", "0.250", "█" * 10, "0.500", "12.5%"),
+        *("1", "[bold]brightness:", "dark1", "11", "0.250", "█" * 10, "0.500", "12.5%", "0.010", "1"),
     ]
+    assert people.splitlines()[3].split()[-3:] == ["12.5%", "–", "1"]
     assert people.count("dark") == 20
     assert "… and more" in people
     assert "… and more" not in hibug2("slices", "latest", "--limit", 25).stdout
     document = json.loads(hibug2("slices", "abc", "--json").stdout)
     assert (document["run"], document["overall_mean"], len(document["slices"])) == ("runs/abc", 0.75, 25)
     first = document["slices"][0]
-    assert (first["rank"], first["count"], first["error_share"]) == (1, 11, 0.125)
+    assert (first["rank"], first["count"], first["error_share"], first["q_value"]) == (1, 11, 0.125, 0.01)
+    assert first["blame"] == [{"attribute": "[bold]brightness", "tag": "dark1", "drop": 0.5}]
     assert len(json.loads(hibug2("slices", "abc", "--json", "--limit", 2).stdout)["slices"]) == 2
     hibug2("slices", "abc", "--filter", "count > 5", "--order-by", "error_share desc")
     assert (gateway.requests[-1].filter, gateway.requests[-1].order_by) == ("count > 5", "error_share desc")
+
+
+@pytest.mark.parametrize(
+    ("figures", "text"),
+    [
+        ({}, "815 error slices of 40 slices over"),
+        ({"family_count": 43}, "815 error slices (640 at q ≤ 0.05) in 43 families, of 40 slices over"),
+        ({"family_count": 43, "expected_by_chance": 1200.4}, "(640 at q ≤ 0.05, about 1,200 by chance) in 43 families"),
+        ({"family_count": 1, "expected_by_chance": 0.25}, "(640 at q ≤ 0.05, about 0.2 by chance) in 1 family, of"),
+        ({"family_count": 1, "expected_by_chance": 0}, "(640 at q ≤ 0.05, about 0 by chance)"),
+    ],
+)
+def test_a_run_tells_how_far_its_slices_are_to_be_believed(hibug2, gateway, figures, text):
+    run = gateway.add_run()
+    run.summary.MergeFrom(run_pb2.RunSummary(error_slice_count=815, significant_slice_count=640, **figures))
+    gateway.watches = [[copy(run)]]
+    assert text in hibug2("watch", "abc").stdout
+
+
+def test_slices_that_were_not_tested_have_no_such_columns(capsys):
+    row = {"rank": 1, "tags": [], "count": 5, "mean": 0.5, "drop": 0.25, "error_share": 0.1}
+    console = Console(width=100)
+    show.slices([{**row, "q_value": None, "family": None}], console)
+    show.slices([{**row, "q_value": 0.0001, "family": 0}], console)
+    plain, _, tested, cells = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert plain == ["rank", "slice", "count", "mean", "drop", "errors"]
+    assert tested == [*plain, "q"]
+    assert cells[-1] == "<0.001"
+
+
+def test_families_for_people_and_for_programs(hibug2, gateway):
+    gateway.add_run()
+    people = hibug2("families", "abc").stdout.splitlines()
+    assert people[1].split() == [
+        *("1", "[bold]brightness:", "dark1", "11", "0.250", "█" * 10, "0.500", "0.010", "12.5%", "50.0%", "2"),
+    ]
+    assert people[3].split()[-2:] == ["–", "2"]
+    assert "… and more" in hibug2("families", "abc", "--limit", 2).stdout
+    document = json.loads(hibug2("families", "abc", "--json").stdout)
+    assert [family["member_ranks"] for family in document["families"]] == [[1, 2], [3, 4], [5, 6]]
+    assert len(json.loads(hibug2("families", "abc", "--json", "--limit", 1).stdout)["families"]) == 1
+    gateway.slice_count = 0
+    assert hibug2("families", "abc").stdout == "No error slices.\n"
+
+
+def test_a_hypothesis_is_asked(hibug2, gateway):
+    gateway.add_run()
+    people = hibug2("ask", "abc", "pose: sitting, lying", "[b]color: white").stdout.splitlines()
+    assert people == [
+        "pose: sitting or lying · [b]color: white",
+        "30 instances, 20 scored",
+        "mean 0.500 (95%: 0.400 to 0.600), 0.250 below the overall mean 0.750; 10.0% of all errors",
+        "p = 0.016: how often a random group of this size does as badly",
+    ]
+    assert [(t.attribute, list(t.tags)) for t in gateway.requests[-1].terms] == [
+        ("pose", ["sitting", "lying"]),
+        ("[b]color", ["white"]),
+    ]
+    document = json.loads(hibug2("ask", "abc", "pose: sitting", "--json").stdout)
+    assert document["terms"] == [{"attribute": "pose", "tags": ["sitting"]}]
+    assert (document["count"], document["mean"], document["overall_mean"]) == (30, 0.5, 0.75)
+    assert hibug2("ask", "abc", "nothing: a").stdout.splitlines()[1:] == ["4 instances, 0 scored"]
+    assert json.loads(hibug2("ask", "abc", "nothing: a", "--json").stdout)["mean"] is None
+
+
+def test_models_are_compared(hibug2, gateway):
+    for i, model in enumerate(("v1", "v2", "v2")):
+        gateway.add_ranked_run(f"r{i}", model)
+    two = hibug2("compare", "r0", "r1").stdout
+    assert "50%  v1 and v2" in two
+    assert "Where v2 is worse, beyond the overall difference:" in two
+    assert "Error slices: 1,200 fixed, 1 regressed" in two
+    row = ["[bold]brightness:", "dark1", "12", "0.750", "0.500", "-0.250"]
+    lines = [line.split() for line in two.splitlines()]
+    assert [*row, "0.010"] in lines
+    assert ["regressed", *row] in lines
+    three = hibug2("compare", "r0", "r1", "r2").stdout
+    assert "50%  v2 (runs/r1) and v2 (runs/r2)" in three
+    assert "50%  on average" in three
+    document = json.loads(hibug2("compare", "r0", "r1", "--limit", 7, "--json").stdout)
+    assert gateway.requests[-1].page_size == 7
+    assert [run["name"] for run in document["runs"]] == ["runs/r0", "runs/r1"]
+    assert document["overlaps"] == [{"first": "runs/r0", "second": "runs/r1", "share": 0.5}]
+    assert document["changes"] == {"fixed": 1200, "regressed": 1}
+    assert document["worse"][0]["tags"] == [{"attribute": "[bold]brightness", "tag": "dark1"}]
+    assert "name two or more" in hibug2("compare", "r0", code=2).stderr
+    gateway.add_ranked_run("deep", "v2", depth=4)
+    assert "did not rank the same slices" in hibug2("compare", "r0", "deep", code=2).stderr
+
+
+GATE = ("gate", "--baseline", "v1", "--candidate", "v2", "--max-drop", 0.05)
+
+
+def test_a_gate_that_passes(hibug2, gateway):
+    gateway.add_models(v1="s1", v2="s1")
+    gateway.add_ranked_run("r1", "v1")
+    gateway.add_ranked_run("r2", "v2")
+    result = hibug2(*GATE)
+    assert result.stdout.splitlines() == [
+        "gate passed: v2 in place of v1 on bears (runs/r2 against runs/r1)",
+        "- passed: nothing fell",
+    ]
+    assert result.stderr == ""
+    request = gateway.requests[-1]
+    assert (request.baseline, request.candidate) == ("datasets/bears/rankings/r1", "datasets/bears/rankings/r2")
+    assert (request.max_drop, request.significance, request.HasField("max_overall_drop")) == (0.05, 0.05, False)
+    arguments = ("--overall-drop", 0, "--significance", 0.25, "--threshold", "pose: lying, color: red=0.25")
+    arguments += ("--severity", "grave: 0.3=0.02", "--severity", "mild: 0=1", "--every-slice")
+    document = json.loads(hibug2(*GATE, *arguments, "--json").stdout)
+    assert document["passed"] is True
+    assert document["baseline"] == {"model": "datasets/bears/models/v1", "run": "runs/r1"}
+    request = gateway.requests[-1]
+    assert (request.max_overall_drop, request.HasField("max_overall_drop"), request.significance) == (0, True, 0.25)
+    assert [(v.severity, v.below, v.max_drop) for v in request.severities] == [("grave", 0.3, 0.02), ("mild", 0, 1)]
+    assert request.every_slice
+    threshold = request.thresholds[0]
+    assert [(t.attribute, t.tag) for t in threshold.tags] == [("pose", "lying"), ("color", "red")]
+    assert threshold.max_drop == 0.25
+
+
+def test_a_gate_that_forbids_ends_with_one_and_says_why(hibug2, gateway):
+    gateway.add_models(v1="s1", v2="s1")
+    gateway.add_ranked_run("r1", "v1")
+    gateway.add_ranked_run("r2", "v2")
+    gateway.forbid()
+    assert hibug2(*GATE, code=1).stdout.splitlines() == [
+        "gate failed: v2 in place of v1 on bears (runs/r2 against runs/r1)",
+        "- the whole dataset: fell from 0.750 to 0.500",
+        "- [bold]brightness: fell",
+        "7 of 1,234 slices were held to a limit",
+    ]
+    document = json.loads(hibug2(*GATE, "--json", code=1).stdout)
+    assert document["passed"] is False
+    assert [(v["tags"], v["q_value"]) for v in document["violations"]] == [
+        ([], None),
+        ([{"attribute": "[bold]brightness", "tag": "dark1"}], 0.01),
+    ]
+    gateway.verdict.violations.extend([gateway.verdict.violations[1]] * 20)
+    lines = hibug2(*GATE, code=1).stdout.splitlines()
+    assert (len(lines), lines[21]) == (23, "… and 2 more (--json for all)")
+    gateway.verdict.ClearField("violations")
+    assert "- failed: the whole dataset; and 1 more" in hibug2(*GATE, code=1).stdout
+
+
+def test_a_gate_starts_the_runs_that_are_missing(hibug2, gateway):
+    gateway.add_models(v1="s1", v2="s1")
+    gateway.add_ranked_run("r1", "v1")
+    gateway.run_ids = ["new"]
+    result = hibug2(*GATE, "--dataset", "bears")
+    assert "runs/new against runs/r1" in result.stdout
+    assert "runs/new  datasets/bears v2" in result.stderr
+    failed = copy(gateway.add_run("worse", FAILED))
+    failed.job.problem.message = "no tagger is there"
+    gateway.run_ids, gateway.watches = ["worse"], [[failed]]
+    result = hibug2(*GATE, "--depth", 2, code=1)
+    assert "error: runs/worse failed: no tagger is there" in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_gate_without_a_server_ends_with_three(hibug2):
+    assert "127.0.0.1:1" in hibug2(*GATE, "--address", "127.0.0.1:1", code=3).stderr
 
 
 def test_predictions_and_picks(hibug2, gateway):

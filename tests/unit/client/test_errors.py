@@ -2,6 +2,7 @@
 
 import grpc
 import pytest
+
 from hibug2 import Client, HiBug2Error, RunStopped, UserError, Violation
 from hibug2.v1 import run_pb2, types_pb2
 

@@ -5,9 +5,9 @@ import json
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+
 from hibug2 import UserError, messages
 from hibug2.v1 import run_pb2, types_pb2
-
 from shared import schema as platform
 
 SCHEMA = {

@@ -2,9 +2,10 @@
 
 import pyarrow as pa
 import pytest
-from hibug2 import streams
 from hypothesis import given
 from hypothesis import strategies as st
+
+from hibug2 import streams
 
 WORDS = st.lists(st.one_of(st.none(), st.text(max_size=20)), max_size=200)
 

@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
-from hibug2 import UserError, tables
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from hibug2 import UserError, tables
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1, max_size=8)
 quick = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,5 +1,6 @@
 """A report such as the demo gives, with its real images; the numbers are drawn from a seed."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -8,7 +9,10 @@ import pyarrow.parquet as pq
 
 import deploy.local.demo_data as demo_data
 from services.gateway.report.model import (
+    Chance,
+    Cover,
     ErrorSlice,
+    Family,
     Heatmap,
     Outcome,
     Parameters,
@@ -77,11 +81,15 @@ def sample(slices: int = 60, seed: int = 3) -> ReportData:
                 interval=_wilson(hits, count),
                 drop=OVERALL - hits / count,
                 error_share=(count - hits) / (5000 * (1 - OVERALL)),
+                q=min(1.0, float(2e4 * np.exp(-count * (OVERALL - hits / count) ** 2 * 4))),
+                blame=tuple((OVERALL - hits / count) * rng.dirichlet([3.0] + [1.0] * len(chosen))),
+                told_by=0,
                 pictures=pictures,
             )
         )
     error_slices = [
-        ErrorSlice(**{**vars(s), "rank": i}) for i, s in enumerate(sorted(error_slices, key=lambda s: s.mean), 1)
+        replace(s, rank=i, told_by=i - 1 if i % 7 == 0 else i)
+        for i, s in enumerate(sorted(error_slices, key=lambda s: s.mean), 1)
     ]
     tag_scores = [
         TagScore(name, tag, 1250 + int(rng.integers(-30, 30)), OVERALL + spread * offset)
@@ -105,6 +113,10 @@ def sample(slices: int = 60, seed: int = 3) -> ReportData:
         slice_count=15093,
         error_slices=tuple(error_slices),
         error_slice_total=924,
+        tested_count=15093,
+        significant_count=640,
+        by_chance=Chance(shuffle_count=20, mean=12.2, low=4.95, high=19.6),
+        cover=_cover(error_slices),
         tag_scores=tuple(tag_scores),
         heatmaps=(
             Heatmap(
@@ -152,6 +164,15 @@ def sample(slices: int = 60, seed: int = 3) -> ReportData:
             "version": "0.1.0",
         },
     )
+
+
+def _cover(error_slices: list[ErrorSlice]) -> Cover:
+    chosen = sorted(error_slices, key=lambda s: -s.error_share)[:12]
+    families = tuple(
+        Family(told_by=s, member_count=1 + (5 * i) % 8, error_share=1 - 0.78 ** (i + 1), instance_share=0.035 * (i + 1))
+        for i, s in enumerate(chosen)
+    )
+    return Cover(families, family_total=689, needed=((0.5, 3), (0.9, 40)), error_share=0.931)
 
 
 def _wilson(hits: int, count: int) -> tuple[float, float]:

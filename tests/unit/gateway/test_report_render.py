@@ -1,5 +1,6 @@
 import base64
 import hashlib
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -9,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.gateway.report import render as page
-from services.gateway.report.model import Picture, ReportData, TagScore
-from services.gateway.report.render import render
+from services.gateway.report.model import SIGNIFICANT, Chance, Cover, Picture, ReportData, TagScore
+from services.gateway.report.render import _q_value, render
 from shared.errors import InvalidInput
 from shared.schema import Task
 from tests.unit.gateway.report_sample import sample
@@ -26,10 +27,12 @@ class Page(HTMLParser):
         self.elements: list[tuple[str, dict[str, str]]] = []
         self.rows: list[dict[str, str]] = []
         self.items: list[str] = []  # the text of each list item
+        self.places: list[str] = []  # the text of each row of the families
         self.text: list[str] = []
         self.scripts: list[str] = []
         self.styles: list[str] = []
         self._open: list[str] = []
+        self._families = False
         self.feed(html)
         self.close()
         assert self._open == []
@@ -42,6 +45,10 @@ class Page(HTMLParser):
             self.rows.append(found)
         if tag == "li":
             self.items.append("")
+        if tag == "table":
+            self._families = "families" in found.get("class", "")
+        if tag == "tr" and self._families:
+            self.places.append("")
         if tag not in VOID:
             self._open.append(tag)
 
@@ -54,6 +61,8 @@ class Page(HTMLParser):
             return
         if "li" in self._open:
             self.items[-1] += data
+        if "tr" in self._open and self._families:
+            self.places[-1] += data
         self.text.append(data)
 
     @property
@@ -124,7 +133,11 @@ def test_it_shows_the_numbers(data: ReportData, html: str) -> None:
         f"95% interval {100 * worst.interval[0]:.1f}% to {100 * worst.interval[1]:.1f}%",
         f"{100 * worst.error_share:.1f}%",
         worst.pictures[0].caption,
-        "924 slices lie more than 20 points below",
+        "924 slices lie more than 20 points below the whole; "
+        "shuffled scores name about 12 (95%: 4 to 20); 640 hold at q ≤ 0.05.",
+        "These 12 slices hold 95% of all errors in 42% of the images. ",
+        "3 slices hold 50%; 40 slices hold 90%; all 689 families together hold 93%.",
+        "677 more families are left out",
         "864 more error slices are left out",
         "104 more predicted slices are left out",
         "19 more slices with picks are left out",
@@ -150,8 +163,10 @@ def test_scores_other_than_accuracy_are_not_percentages(data: ReportData) -> Non
 def test_text_comes_out_as_it_went_in(attribute: str, tag: str) -> None:
     data = BASE
     hostile = replace(data.error_slices[0], pairs=((attribute, tag),), pictures=())
-    read = Page(render(replace(data, error_slices=(hostile,), predicted_slices=(), repair=None)))
-    assert read.items == [f"{attribute} {tag}"]
+    data = replace(data, error_slices=(hostile,), cover=NO_COVER, predicted_slices=(), repair=None)
+    assert Page(render(data)).items == [f"{attribute} {tag}"]
+    two = replace(hostile, pairs=((attribute, tag), ("size", "small")), drop=0.4, blame=(0.28, 0.12))
+    assert Page(render(replace(data, error_slices=(two,)))).items == [f"{attribute} {tag} −28", "size small −12"]
 
 
 @pytest.mark.parametrize(
@@ -196,6 +211,10 @@ def test_the_page_is_bounded_and_says_what_it_leaves_out() -> None:
     many = replace(
         data,
         error_slices=tuple(replace(s, pictures=heavy) for s in data.error_slices),
+        cover=replace(
+            data.cover,
+            families=tuple(replace(f, told_by=replace(f.told_by, pictures=heavy)) for f in data.cover.families) * 20,
+        ),
         error_slice_total=1_000_000,
         tag_scores=tuple(TagScore(f"a{i}", f"t{j}", 10, j / 100) for i in range(72) for j in range(100)),
         predicted_slices=data.predicted_slices * 50,
@@ -204,9 +223,10 @@ def test_the_page_is_bounded_and_says_what_it_leaves_out() -> None:
     read = Page(html)
     images = sum(tag == "img" for tag, _ in read.elements)
     assert len(read.rows) == page.MAX_SLICES
+    assert len(read.places) == 1 + page.MAX_FAMILIES
     assert 0 < images * len(heavy[0].data) <= page.MAX_PICTURE_BYTES
     assert len(html) < 4 / 3 * page.MAX_PICTURE_BYTES + 2_000_000
-    strips = images // page.MAX_PICTURES
+    strips = images // page.MAX_PICTURES - page.MAX_FAMILIES
     assert f"Images of {page.MAX_SLICES - strips} slices are left out" in read.words
     assert f"{1_000_000 - page.MAX_SLICES:,} more error slices are left out" in read.words
     assert f"{72 - page.MAX_ATTRIBUTES} more attributes are left out" in read.words
@@ -219,6 +239,8 @@ def test_a_run_that_found_nothing_says_so(data: ReportData) -> None:
         data,
         error_slices=(),
         error_slice_total=0,
+        significant_count=0,
+        cover=NO_COVER,
         tag_scores=(),
         heatmaps=(),
         predicted_slices=(),
@@ -228,7 +250,62 @@ def test_a_run_that_found_nothing_says_so(data: ReportData) -> None:
     read = Page(render(empty))
     assert "no slice lies more than 20 points below it" in read.words
     assert "left out" not in read.words
-    assert {"tags", "together", "predicted", "repair"}.isdisjoint(read.ids())
+    assert {"families", "tags", "together", "predicted", "repair"}.isdisjoint(read.ids())
+
+
+def test_families_stand_in_the_order_of_the_cover(data: ReportData, html: str) -> None:
+    places = Page(html).places[1:]
+    assert len(places) == len(data.cover.families)
+    before = 0.0
+    for place, (text, family) in enumerate(zip(places, data.cover.families, strict=True), 1):
+        words = " ".join(text.split())
+        assert words.startswith(f"{place} ")
+        assert f"rank {family.told_by.rank}" in words
+        copies = family.member_count - 1
+        assert ("near-cop" in words) == (copies > 0)
+        assert f"stands for {copies} near-cop{'y' if copies == 1 else 'ies'}" in words or not copies
+        assert f"{100 * family.error_share:.0f}% +{100 * (family.error_share - before):.1f}%" in words
+        assert words.endswith(f"in {100 * family.instance_share:.0f}% of the images")
+        before = family.error_share
+
+
+def test_what_may_be_luck_is_marked(data: ReportData) -> None:
+    by_q = {0.0004: "≤ 0.001", 0.0312: "0.032", SIGNIFICANT: "0.050", 0.0501: "0.051", 1.0: "1.000", None: "not tested"}
+    slices = tuple(replace(s, q=q, pictures=()) for s, q in zip(data.error_slices, by_q, strict=False))
+    read = Page(render(replace(data, error_slices=slices, cover=NO_COVER)))
+    assert [row.get("class", "") for row in read.rows] == ["", "", "", "luck", "luck", "luck"]
+    assert all(shown in read.words for shown in by_q.values())
+    assert read.words.count("may be luck") == 1 + 3  # the legend says it too
+    assert [float(row["data-q"]) for row in read.rows] == sorted(float(row["data-q"]) for row in read.rows)
+
+
+@given(st.floats(0, 1))
+def test_a_q_value_never_reads_as_lower_than_it_is(q: float) -> None:
+    shown = float(_q_value(q).removeprefix("≤ "))
+    assert q <= shown + 1e-9
+    assert (shown <= SIGNIFICANT) == (q <= SIGNIFICANT) or math.isclose(q, SIGNIFICANT)
+
+
+@pytest.mark.parametrize(
+    ("by_chance", "significant", "said"),
+    [
+        (None, 640, "below the whole; 640 hold at"),
+        (Chance(20, 0.0, 0.0, 0.0), 1, "below the whole; shuffled scores name none; 1 holds at"),
+        (Chance(20, 0.45, 0.0, 2.5), 640, "shuffled scores name about 0.5 (95%: 0 to 3); 640 hold at"),
+        (Chance(20, 7513.2, 7207.9, 7888.1), 0, "about 7,513 (95%: 7,207 to 7,889); none holds at"),
+    ],
+)
+def test_the_head_says_what_chance_would_name(
+    data: ReportData, by_chance: Chance | None, significant: int, said: str
+) -> None:
+    html = render(replace(data, by_chance=by_chance, significant_count=significant))
+    assert said in Page(html).words
+    test_bars_stay_on_their_track(html)
+
+
+def test_a_worst_slice_that_may_be_luck_is_called_so(data: ReportData) -> None:
+    worst = replace(data.error_slices[0], q=0.2)
+    assert "in the worst slice, which may be luck." in Page(render(replace(data, error_slices=(worst,)))).words
 
 
 def test_a_selection_without_outcomes_says_what_to_do(data: ReportData) -> None:
@@ -250,4 +327,5 @@ def test_a_picture_that_is_none_is_refused(data: ReportData) -> None:
         render(replace(data, error_slices=(wrong,)))
 
 
+NO_COVER = Cover((), 0, (), 0.0)
 BASE = sample(slices=1)

@@ -1,0 +1,102 @@
+"""One depth of the lattice, as the kernels see it: prefixes, what lies below each, and how much that may be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.enumeration.compiled import compiled
+from services.enumeration.encoding import Encoded
+
+
+@dataclass(frozen=True)
+class Level:
+    """Slices of `depth` pairs: what lies below each of the P prefixes of depth - 2 pairs.
+
+    rows, parent_rows: rows with the prefix, and with the prefix less its last pair; attributes_after, items_after:
+    attributes past the last of the prefix, and about how many of their items are still frequent; parent_items: the
+    same below the prefix less its last pair; cells: about how many pairs of items are of two attributes. (P,) float64
+    each. must: positions [0] to [1] of which every slice holds one; 0 and 0 for any slice.
+    """
+
+    depth: int
+    prefixes: NDArray[np.int32]
+    rows: NDArray[np.float64]
+    parent_rows: NDArray[np.float64]
+    attributes_after: NDArray[np.float64]
+    items_after: NDArray[np.float64]
+    parent_items: NDArray[np.float64]
+    cells: NDArray[np.float64]
+    min_count: int
+    must: NDArray[np.int64]
+
+    def most_slices(self) -> NDArray[np.float64]:
+        """An upper bound of the slices below each prefix (P,)."""
+        pairs_of_attributes = self.attributes_after * (self.attributes_after - 1) / 2
+        return np.minimum(self.cells, pairs_of_attributes * np.floor(self.rows / self.min_count))
+
+    def by_row(self, table: Encoded, p: int, cost: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """For each row of the joint count of prefix `p`, by position (I,): a bound of its slices, a share of `cost`."""
+        last = table.attribute[self.prefixes[p, -1]] if self.depth > 2 else -1
+        full = np.floor(np.minimum(table.item_count, self.rows[p]) / self.min_count)
+        bounds = np.zeros(table.n_items)
+        for a in range(last + 1, len(table.widths)):
+            own = slice(table.firsts[a], table.firsts[a + 1])
+            bounds[own] = np.minimum(full[own, None], table.widths[None, a + 1 :]).sum(axis=1)
+        return bounds, bounds * (cost / max(bounds.sum(), 1.0))
+
+
+def level_of(
+    table: Encoded,
+    depth: int,
+    prefixes: NDArray[np.int32],
+    rows: NDArray[np.int64],
+    min_count: int,
+    must: NDArray[np.int64],
+) -> Level:
+    """The level below `prefixes` (P, depth - 2), positions of frequent items, with `rows` (P,)."""
+    n_attributes = len(table.widths)
+    last = table.attribute[prefixes[:, -1]] if depth > 2 else np.full(len(prefixes), -1)
+    widths = table.widths.astype(np.float64)
+    items_after = np.append(np.cumsum(widths[::-1])[::-1], 0.0)[last + 1]
+    later = np.append(np.cumsum(widths[::-1])[::-1], 0.0)
+    pairs = np.append(np.cumsum((widths * later[1:])[::-1])[::-1], 0.0)[last + 1]
+    attributes = (n_attributes - 1 - last).astype(np.float64)
+    n = rows.astype(np.float64)
+    full = n / min_count  # a pair of attributes has at most so many frequent pairs of tags
+    cells = np.minimum(pairs, attributes * (attributes - 1) / 2 * np.minimum(full**2, widths.max(initial=0.0) ** 2))
+    parents = table.item_count[prefixes[:, -2]].astype(np.float64) if depth > 3 else np.full(n.shape, table.n_rows)
+    return Level(
+        depth,
+        prefixes,
+        n,
+        parents,
+        attributes,
+        np.minimum(items_after, attributes * full),
+        np.minimum(items_after, attributes * parents / min_count),
+        cells,
+        min_count,
+        must,
+    )
+
+
+@compiled
+def ranges_of(attribute: Any, positions: Any, must: Any, held: bool, ranges: Any) -> None:
+    """Columns [low, high) that each row of a joint count over `positions` meets, to ranges (width, 2).
+
+    Those of later attributes; where the prefix and the row are of other attributes than `must`, only its items.
+    """
+    width = len(positions)
+    low = np.searchsorted(positions, must[0])
+    high = np.searchsorted(positions, must[1])
+    after = width
+    for i in range(width - 1, -1, -1):
+        if i + 1 < width and attribute[positions[i + 1]] != attribute[positions[i]]:
+            after = i + 1
+        if held or low <= i < high:
+            ranges[i, 0], ranges[i, 1] = after, width
+        else:
+            ranges[i, 0], ranges[i, 1] = max(after, low), high

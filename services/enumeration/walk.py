@@ -1,0 +1,234 @@
+"""The lattice of slices, depth by depth, by compiled kernels.
+
+The slices of d pairs are the frequent cells of joint counts, one for each slice of d - 2 pairs (the prefix), over the
+items of later attributes. Prefixes in order give slices in order, so results stream, and nothing is kept but the
+slices of d - 2 pairs. Which kernel counts is chosen for each depth by what it would cost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from services.enumeration.bitset_kernel import BitSets
+from services.enumeration.emission import Lines
+from services.enumeration.encoding import Encoded, encode, item_sums
+from services.enumeration.joint_kernel import JointTables
+from services.enumeration.lattice import Codes, Slices, estimate_slices
+from services.enumeration.level import Level, level_of
+from services.enumeration.row_list_kernel import RowLists
+from services.enumeration.selection import holding, take
+from services.enumeration.work_units import Crew, Idle, Watch, cut, looking
+from shared.errors import TooLarge, invalid
+
+CHUNK_SLICES = 1 << 16  # about as many slices as one piece of work yields at most
+LEAST_NANOSECONDS, MOST_NANOSECONDS = 1e6, 20e6  # that it takes, about
+NO_ITEM = np.zeros(2, dtype=np.int64)
+
+
+class Kernel(Protocol):
+    """Counts the slices below prefixes."""
+
+    name: str
+
+    def can(self) -> bool: ...
+    def cost(self, level: Level) -> NDArray[np.float64]: ...
+    def fill(self, level: Level, unit: NDArray[np.int64], lines: Lines) -> int: ...
+
+
+class Judge(Protocol):
+    """Looks at slices as they are made."""
+
+    def begin(self, depth: int) -> None:
+        """All slices of fewer pairs have been handed out."""
+
+    def of(self, depth: int, chunk: Slices) -> Any:
+        """What to hand out with `chunk`."""
+
+
+KERNELS: tuple[Callable[[Encoded, int], Kernel], ...] = (BitSets, JointTables, RowLists)
+
+
+class Walk:
+    """One request: checked, estimated, encoded."""
+
+    def __init__(
+        self,
+        codes: Codes,
+        tag_counts: ArrayLike,
+        scores: NDArray[np.float64] | None,
+        min_count: int,
+        max_depth: int,
+        must_hold: int | None,
+        max_slices: int,
+        watch: Watch,
+    ) -> None:
+        if min_count < 1:
+            raise invalid("min_count", f"is {min_count}; a slice needs at least 1 instance")
+        if max_depth < 1:
+            raise invalid("max_depth", f"is {max_depth}; a slice needs at least 1 pair")
+        watch.look()
+        self.table = encode(codes, tag_counts, scores, min_count)
+        n_attributes = len(self.table.widths)
+        if must_hold is not None and not 0 <= must_hold < n_attributes:
+            raise invalid("must_hold", f"is {must_hold}; the table has attributes 0 to {n_attributes - 1}")
+        self._min_count = min_count
+        self.width = max_depth
+        self.depth = min(max_depth, n_attributes)
+        self._max_slices = max_slices
+        self._watch = watch
+        self._must_hold, self._tag_counts = must_hold, tag_counts
+        self._must = None if must_hold is None else self.table.firsts[must_hold : must_hold + 2]
+        if self._must is not None and self._must[0] == self._must[1]:
+            self.depth = 0  # no slice holds it
+        self.most = _most_slices(self.table.widths, self.depth, self.table.n_rows // min_count)
+        self._estimate = 0.0
+        if self.most > max_slices and must_hold is None:
+            self._estimate = looking(
+                watch, partial(estimate_slices, codes, tag_counts, min_count=min_count, max_depth=max_depth, seed=0)
+            )
+            if self._estimate > max_slices:
+                raise self._too_large(self._estimate)
+        self._kernels: list[Kernel] = [k for k in (kind(self.table, self.depth) for kind in KERNELS) if k.can()]
+
+    def all(self, threads: int) -> Slices:
+        """All slices in one piece."""
+        table = self.table
+        # Pages that are never written to take no memory, so there is room for the most there can be.
+        lines = Lines(int(min(self.most, self._max_slices)), self.width, len(table.columns), table.any_unscored)
+        found = 0
+        for chunk, _ in self.borrowed(threads):
+            here = slice(found, found + len(chunk))
+            lines.items[here], lines.count[here], lines.total[here] = chunk.items, chunk.count, chunk.total
+            if table.any_unscored:
+                lines.scored[here] = chunk.scored
+            found += len(chunk)
+        return _first(lines, found, table.any_unscored)
+
+    def borrowed(self, threads: int, judge: Judge | None = None) -> Iterator[tuple[Slices, Any]]:
+        """Chunks of slices in canonical order, each with what `judge`, asked by the thread that made it, says of it.
+
+        The arrays of a chunk are written over once the next is asked for. A judge sees every slice, also those
+        without the attribute that must be there, but for the last depth.
+        """
+        found = 0
+        with Crew(threads, self._watch) as crew:
+            prefixes = [self._root(), self._root()]
+            for depth in range(1, self.depth + 1):
+                if judge is not None:
+                    judge.begin(depth)
+                is_prefix = 1 < depth <= self.depth - 2
+                whole = depth < self.depth if judge is not None else depth <= self.depth - 2
+                made: list[tuple[NDArray[np.int32], NDArray[np.int64]]] = []
+                for chunk, verdict in self._depth_of(crew, depth, prefixes[depth - 2], whole, judge):
+                    if is_prefix:
+                        made.append((self.table.position[chunk.items[:, :depth]], chunk.count.copy()))
+                    if judge is None and self._must_hold is not None:
+                        chunk = take(chunk, self.holds(chunk))
+                    found += len(chunk)
+                    if found > self._max_slices:
+                        raise self._too_large(max(self._estimate, found))
+                    if len(chunk):
+                        yield chunk, verdict
+                if depth == 1:
+                    prefixes[1] = (np.arange(self.table.n_items, dtype=np.int32)[:, None], self.table.item_count)
+                elif is_prefix:
+                    items = [items for items, _ in made] or [np.zeros((0, depth), dtype=np.int32)]
+                    counts = [count for _, count in made] or [np.zeros(0, dtype=np.int64)]
+                    prefixes.append((np.ascontiguousarray(np.concatenate(items)), np.concatenate(counts)))
+        self._watch.finish()
+
+    def _root(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        return np.zeros((1, 0), dtype=np.int32), np.array([self.table.n_rows])
+
+    def _depth_of(
+        self,
+        crew: Crew,
+        depth: int,
+        prefixes: tuple[NDArray[np.int32], NDArray[np.int64]],
+        whole: bool,
+        judge: Judge | None,
+    ) -> Iterator[tuple[Slices, Any]]:
+        """Slices of `depth` pairs; unless `whole` only those with the attribute that must be there."""
+        table = self.table
+        if depth == 1:
+            chunk = self._single()
+            yield chunk, judge.of(depth, chunk) if judge is not None else None
+            return
+        level = level_of(
+            table, depth, *prefixes, self._min_count, NO_ITEM if whole or self._must is None else self._must
+        )
+        most = level.most_slices()
+        if not most.any():
+            return
+        costs = [kernel.cost(level) for kernel in self._kernels]
+        best = int(np.argmin([cost.sum() for cost in costs]))
+        kernel, cost = self._kernels[best], costs[best]
+        share = float(cost.sum()) / (4 * crew.threads)
+        pieces = cut(
+            most,
+            cost,
+            lambda p: level.by_row(table, p, float(cost[p])),
+            most_slices=CHUNK_SLICES,
+            most_cost=min(max(share, LEAST_NANOSECONDS), MOST_NANOSECONDS),
+        )
+        self._watch.total += len(pieces)
+        capacity = max(CHUNK_SLICES, table.n_items)
+        room = Idle(lambda: Lines(capacity, self.width, len(table.columns), table.any_unscored))
+
+        def work(piece: NDArray[np.int64]) -> tuple[Lines, Slices, Any]:
+            lines = room.take()
+            chunk = _first(lines, kernel.fill(level, piece, lines), table.any_unscored)
+            return lines, chunk, judge.of(depth, chunk) if judge is not None else None
+
+        for lines, chunk, verdict in crew.each(pieces, work):
+            self._watch.done += 1
+            yield chunk, verdict
+            room.give(lines)
+
+    def _single(self) -> Slices:
+        """The slices of one pair."""
+        table = self.table
+        items = np.full((table.n_items, self.width), -1, dtype=np.int32)
+        items[:, 0] = table.item_ids
+        scored = np.repeat(table.item_count[:, None], len(table.columns), axis=1)
+        total = np.zeros((table.n_items, len(table.columns)))
+        for k, column in enumerate(table.columns):
+            if column.scored is not None:
+                scored[:, k] = item_sums(table, column.scored.astype(np.int64))
+            for part in column.parts:
+                total[:, k] += item_sums(table, part.values) * part.weight
+        return Slices(items, table.item_count, scored, total)
+
+    def holds(self, chunk: Slices) -> NDArray[np.bool_]:
+        """Which slices of `chunk` have the attribute that must be there."""
+        return holding(chunk, self._tag_counts, self._must_hold)
+
+    def _too_large(self, estimate: float) -> TooLarge:
+        return TooLarge(
+            f"about {math.ceil(estimate):,} slices or more with min_count {self._min_count} and max_depth "
+            f"{self.width}, but at most {self._max_slices:,} are allowed; raise min_count or lower max_depth",
+            metadata={"estimate": str(math.ceil(estimate)), "limit": str(self._max_slices)},
+        )
+
+
+def _most_slices(widths: NDArray[np.int64], max_depth: int, full: int) -> float:
+    """An upper bound of the slices: combinations of frequent items, and at most `full` a combination of attributes."""
+    by_depth = np.zeros(max_depth + 1)
+    by_depth[0] = 1.0
+    for width in widths:
+        by_depth[1:] += by_depth[:-1] * width
+    attributes = int((widths > 0).sum())
+    return float(sum(min(by_depth[d], math.comb(attributes, d) * full) for d in range(1, max_depth + 1)))
+
+
+def _first(lines: Lines, n: int, any_unscored: bool) -> Slices:
+    """The first `n` lines; where every row has a score, the counts are the scored counts."""
+    count, total = lines.count[:n], lines.total[:n]
+    scored = lines.scored[:n] if any_unscored else np.broadcast_to(count[:, None], total.shape)
+    return Slices(lines.items[:n], count, scored, total)

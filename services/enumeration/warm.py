@@ -1,0 +1,39 @@
+"""Compiles every kernel, so that the first request does not wait for it.
+
+    python -m services.enumeration.warm
+
+Run when an image is built: what is compiled is stored beside the source and read from there, also when the file
+system is read-only by then.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import cast
+
+import numpy as np
+
+from services.enumeration import engine, walk
+from services.enumeration.emission import Lines
+from services.enumeration.encoding import encode
+from services.enumeration.lattice import Codes
+from services.enumeration.level import level_of
+
+
+def warm() -> None:
+    """Call every kernel with every type of codes it is called with."""
+    rng = np.random.default_rng(0)
+    scores = np.where(rng.random((300, 2)) < 0.1, np.nan, rng.random((300, 2)))
+    for dtype in (np.uint8, np.uint16):
+        codes = cast(Codes, rng.integers(0, 3, (300, 5)).astype(dtype))
+        table = encode(codes, [3] * 5, scores, 5)
+        level = level_of(table, 2, np.zeros((1, 0), dtype=np.int32), np.array([300]), 5, walk.NO_ITEM)
+        for kernel in walk.KERNELS:
+            kernel(table, 2).fill(level, np.array([0, 1, 0, table.n_items]), Lines(1000, 2, 2, True))
+        engine.error_slices(codes, [3] * 5, scores, min_count=5, max_depth=3, margin=0.0)
+
+
+if __name__ == "__main__":
+    started = time.perf_counter()
+    warm()
+    print(f"compiled in {time.perf_counter() - started:.1f} s")
