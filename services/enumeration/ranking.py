@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from services.enumeration import lattice
+from services.enumeration import engine, lattice
 from services.enumeration.error_slices import ErrorSlices, find_error_slices
 from services.enumeration.families import extents_of, families, greedy_cover, tag_blame
 from services.enumeration.slices import Cancelled, OnProgress, rows_of_split
@@ -22,7 +23,6 @@ from shared.store.artifacts import (
     Provenance,
     TagTable,
     item_columns,
-    items_of,
     scores_in_order,
 )
 
@@ -40,6 +40,7 @@ class Scored:
     scores: npt.NDArray[np.float64]
     slices: lattice.Slices
     overall_mean: float
+    limits: tuple[int, int]  # M and D
 
     @property
     def loss(self) -> float:
@@ -54,17 +55,37 @@ def score_enumeration(
     parameters = artifacts.manifest(enumeration).provenance.parameters
     tagging = Name(enumeration.dataset, "taggings", str(parameters["tagging"]).rpartition("/")[2])
     table = rows_of_split(artifacts, tagging, str(parameters["split"]))
-    stored = artifacts.read_part(enumeration, "slices")
-    items, count = items_of(stored), stored.column("count").to_numpy()
     scores = scores_in_order(artifacts.scores(model), table.instance_ids)
     if np.isnan(scores).all():
         raise Precondition(
             f"model '{model.model}' has no score for any of the {len(scores)} {parameters['split']} instances; add them"
         )
-    scored, total = lattice.score_slices(
-        table.codes, table.tag_counts, items, scores[:, None], on_progress=on_progress, cancelled=cancelled
+    limits = (int(parameters["min_count"]), int(parameters["max_depth"]))
+    slices = _sums(table, scores[:, None], limits, on_progress, cancelled)
+    return Scored(table, scores, slices, float(np.nanmean(scores)), limits)
+
+
+def _sums(
+    table: TagTable,
+    columns: npt.NDArray[np.float64],
+    limits: tuple[int, int],
+    on_progress: OnProgress | None,
+    cancelled: Cancelled,
+) -> lattice.Slices:
+    """The slices with the sums of `columns` (N, K), in the order in which they were enumerated.
+
+    Enumerating again counts and sums in one pass, which is quicker than looking up the rows of slices that are known.
+    """
+    return engine.enumerate_slices(
+        table.codes,
+        table.tag_counts,
+        columns,
+        min_count=limits[0],
+        max_depth=limits[1],
+        max_slices=sys.maxsize,  # as many as the enumeration was let have
+        on_progress=on_progress,
+        cancelled=cancelled,
     )
-    return Scored(table, scores, lattice.Slices(items, count, scored, total), float(np.nanmean(scores)))
 
 
 def rank_artifact(
@@ -126,11 +147,7 @@ def _chance(known: Scored, margin: float, permutations: int, seed: int, cancelle
     counts = []
     for start in range(0, permutations, _COLUMNS_AT_ONCE):
         columns = shuffled[:, start : start + _COLUMNS_AT_ONCE]
-        items, count = known.slices.items, known.slices.count
-        scored, total = lattice.score_slices(
-            known.table.codes, known.table.tag_counts, items, columns, cancelled=cancelled
-        )
-        slices = lattice.Slices(items, count, scored, total)
+        slices = _sums(known.table, columns, known.limits, None, cancelled)
         counts.append(found_by_chance(slices, known.overall_mean, margin=margin).counts)
     return chance_of(np.concatenate(counts))
 

@@ -91,13 +91,16 @@ async def test_a_service_serves_measures_and_drains(redis, redis_url, tmp_path):
             with pytest.raises(grpc.aio.AioRpcError):
                 await stub.GetSelection(pb.GetSelectionRequest(name="nonsense"))
 
-            def metrics() -> bytes:
+            def metrics() -> str:
                 with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=5) as page:
-                    return page.read()
+                    return page.read().decode()
+
+            async def counted() -> bool:
+                return line in await asyncio.to_thread(metrics)
 
             method = "/hibug2.v1.RepairService/GetSelection"
             line = f'hibug2_rpc_handled_total{{code="INVALID_ARGUMENT",method="{method}"}} 1.0'
-            assert line.encode() in await asyncio.to_thread(metrics)
+            await eventually(counted)  # a call is counted once its answer is out
             watching = stub.WatchSelection(pb.WatchSelectionRequest(name=NAME))
             assert (await watching.read()).job.state == types_pb2.JOB_STATE_RUNNING
             started.send_signal(signal.SIGTERM)
