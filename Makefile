@@ -12,7 +12,7 @@ help: ## Lists the targets
 
 $(VENV)/.installed: pyproject.toml client/pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ./client -e '.[dev]'
+	PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ./client -e '.[dev]'
 	touch $@
 
 .PHONY: setup
