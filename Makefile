@@ -13,6 +13,7 @@ help: ## Lists the targets
 $(VENV)/.installed: pyproject.toml client/pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
 	PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ./client -e '.[dev]'
+	$(PY) -m services.enumeration.warm
 	touch $@
 
 .PHONY: setup

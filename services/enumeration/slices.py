@@ -57,7 +57,7 @@ def enumerate_artifact(
 ) -> None:
     """Enumerate the slices of a tagging's `split` and store them as `name`."""
     table = rows_of_split(artifacts, tagging, split)
-    found = engine.enumerate_slices(
+    chunks = engine.stream_slices(
         table.codes,
         table.tag_counts,
         None,
@@ -67,7 +67,11 @@ def enumerate_artifact(
         on_progress=on_progress,
         cancelled=cancelled,
     )
-    artifacts.write_part(name, "slices", pa.table({**item_columns(found.items), "count": pa.array(found.count)}))
+    schema = pa.schema([*((f"item_{i}", pa.int32()) for i in range(max_depth)), ("count", pa.int64())])
+    batches = (
+        pa.record_batch([*item_columns(chunk.items).values(), pa.array(chunk.count)], schema=schema) for chunk in chunks
+    )
+    slice_count = artifacts.write_batches(name, "slices", schema, batches)
     artifacts.complete(
         name,
         Manifest(
@@ -81,7 +85,7 @@ def enumerate_artifact(
                     "max_depth": max_depth,
                 },
             ),
-            {"slice_count": len(found), "instance_count": len(table.codes)},
+            {"slice_count": slice_count, "instance_count": len(table.codes)},
         ),
     )
 

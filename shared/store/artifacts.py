@@ -7,7 +7,7 @@ they were made from, and count as there once their `manifest.json`, written last
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -293,6 +293,10 @@ class Artifacts:
 
     def write_part(self, name: Name, part: str, table: pa.Table) -> None:
         self.store.write_table(self.path(name, f"{part}.parquet"), table)
+
+    def write_batches(self, name: Name, part: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
+        """As `write_part`, batch by batch; returns the number of rows."""
+        return self.store.write_batches(self.path(name, f"{part}.parquet"), schema, batches)
 
     def read_part(self, name: Name, part: str) -> pa.Table:
         return self.store.read_table(self.path(name, f"{part}.parquet"))

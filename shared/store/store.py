@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import json
 import posixpath
+import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,27 @@ class Store:
         pq.write_table(table, sink, compression="zstd")
         self.write(path, sink.getvalue())
 
+    def write_batches(self, path: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
+        """Write `batches` as one Parquet file (zstd) as they come, and return the number of rows.
+
+        They are spilled to a file, so memory holds one of them. An error of `batches` leaves what was there.
+        """
+        target = self._path(path)
+        with _told("write", path):
+            if not self._local:
+                with tempfile.NamedTemporaryFile(suffix=".parquet") as spill:
+                    rows = _spill(spill.name, schema, batches)
+                    self._fs.put_file(spill.name, target)
+                return rows
+            self._fs.makedirs(posixpath.dirname(target), exist_ok=True)
+            partial = Path(f"{target}.{uuid.uuid4().hex}.partial")
+            try:
+                rows = _spill(str(partial), schema, batches)
+                partial.replace(target)
+            finally:
+                partial.unlink(missing_ok=True)
+        return rows
+
     def read_table(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The Parquet table at `path`; NotFound when absent, DataLoss when it is none."""
         data = self.read(path)
@@ -104,6 +126,15 @@ class Store:
             return pq.read_table(pa.BufferReader(data), columns=columns)
         except (pa.ArrowException, OSError) as error:
             raise DataLoss(f"{path} in the store is not Parquet: {error}") from error
+
+
+def _spill(file: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
+    rows = 0
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+            rows += batch.num_rows
+    return rows
 
 
 @contextmanager

@@ -155,3 +155,23 @@ def test_two_may_delete_at_once(store):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(store.delete, ["a"] * 4))
     assert not store.exists("a")
+
+
+@pytest.mark.parametrize("url", ["file://{}", "memory://{}"])
+def test_batches_make_one_table_and_a_fault_among_them_none(url, tmp_path):
+    store = Store(url.format(tmp_path / "store"))
+    batches = TABLE.to_batches(max_chunksize=60)
+    assert store.write_batches("a/b.parquet", TABLE.schema, iter(batches)) == TABLE.num_rows
+    assert store.read_table("a/b.parquet").equals(TABLE)
+
+    def broken():
+        yield batches[0]
+        raise NotFound("the rest is gone")
+
+    with pytest.raises(NotFound):
+        store.write_batches("a/b.parquet", TABLE.schema, broken())
+    assert store.read_table("a/b.parquet").equals(TABLE)
+    assert store.names("a") == ["b.parquet"]
+    with pytest.raises(NotFound):
+        store.write_batches("a/new.parquet", TABLE.schema, broken())
+    assert store.names("a") == ["b.parquet"]
