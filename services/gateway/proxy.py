@@ -50,7 +50,12 @@ def _handler(method: MethodDescriptor, channel: grpc.aio.Channel) -> grpc.RpcMet
 
         return grpc.unary_stream_rpc_method_handler(stream, _same, _same)
     if method.client_streaming:
-        raise NotImplementedError(f"{path}: no service behind the gateway takes a client stream with one answer")
+        call_upload = channel.stream_unary(path, _same, _same)
+
+        async def upload(requests: AsyncIterator[bytes], context: Context) -> bytes:
+            return await call_upload(requests, timeout=call.time_left(STREAM_S), metadata=call.outgoing())
+
+        return grpc.stream_unary_rpc_method_handler(upload, _same, _same)
     call_unary = channel.unary_unary(path, _same, _same)
 
     async def unary(request: bytes, context: Context) -> bytes:
