@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # A line at every tenth of a step is enough for a log.
 _TENTHS = 10
+_PATIENCE_S = 0.2
 
 
 def follow(runs: Iterable[Run], console: Console) -> Run | None:
@@ -42,7 +43,14 @@ def _aside(runs: Iterable[Run]) -> Iterator[Run]:
             queue.put(None)
 
     Thread(target=take, daemon=True).start()
-    while (item := queue.get()) is not None:
+    while True:
+        try:
+            # A Ctrl-C just before the wait does not end it: waiting is done in short pieces.
+            item = queue.get(timeout=_PATIENCE_S)
+        except Empty:
+            continue
+        if item is None:
+            return
         if isinstance(item, Exception):
             raise item
         yield item
