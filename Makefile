@@ -73,7 +73,7 @@ bench: setup $(VENV)/.rivals ## Measures the enumeration against its rivals; wri
 
 .PHONY: bench-slices
 bench-slices: setup $(VENV)/.rivals ## Measures which slices are found and which are luck; writes docs/results.md
-	$(PY) -m tests.load.bench_slices
+	$(PY) -W ignore -m tests.load.bench_slices
 
 .PHONY: load
 load: setup ## Measures many readers of a million slices; writes docs/results.md
