@@ -160,7 +160,10 @@ class Pipeline:
             self._selection,
             self._report,
         ):
-            await step()
+            try:
+                await step()
+            except grpc.aio.AioRpcError as failure:  # a read between two jobs failed: say what the service said
+                raise status.error_of(failure) from failure
             await self._shelf.save(run)
 
     async def _schema(self) -> None:
