@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,15 @@ from hibug2.v1 import (
 
 _REWATCH_S = 0.5
 _ENDED = frozenset({types_pb2.JOB_STATE_SUCCEEDED, types_pb2.JOB_STATE_FAILED, types_pb2.JOB_STATE_CANCELLED})
+
+
+@dataclass(frozen=True)
+class ErrorRule:
+    """Which slices of a table are error slices: of the score column `score`, `margin` below its mean; `top` at most."""
+
+    score: str
+    margin: float = 0.2
+    top: int | None = None
 
 
 class Client(Insight):
@@ -364,29 +374,51 @@ class Client(Insight):
 
     # Tables of anyone
 
-    def enumerate(self, table: Any, scores: Sequence[str], depth: int = 3, min_count: int = 10) -> pa.Table:
+    def enumerate(
+        self,
+        table: Any,
+        scores: Sequence[str],
+        depth: int = 3,
+        min_count: int = 10,
+        *,
+        must_hold: str = "",
+        errors: ErrorRule | None = None,
+    ) -> pa.Table:
         """The slices of a table (CSV or Parquet path, Arrow table, DataFrame) that needs no dataset.
 
         Every column that is not in `scores` is an attribute, every distinct value a tag, empty is unknown.
-        Columns: tags, count, and <score>_count, <score>_mean for each score.
+        Columns: tags, count, and <score>_count, <score>_mean for each score. With `must_hold` every slice has a pair
+        of that column. With `errors` only error slices, the worst first, with drop, parent_drop, error_share,
+        interval_low and interval_high beside.
         """
-        return pa.Table.from_batches(
-            self.enumerate_batches(table, scores, depth, min_count), messages.enumeration_schema(scores)
-        )
+        batches = self.enumerate_batches(table, scores, depth, min_count, must_hold=must_hold, errors=errors)
+        return pa.Table.from_batches(batches, messages.enumeration_schema(scores, judged=errors is not None))
 
     def enumerate_batches(
-        self, table: Any, scores: Sequence[str], depth: int = 3, min_count: int = 10
+        self,
+        table: Any,
+        scores: Sequence[str],
+        depth: int = 3,
+        min_count: int = 10,
+        *,
+        must_hold: str = "",
+        errors: ErrorRule | None = None,
     ) -> Iterator[pa.RecordBatch]:
         """As `enumerate`, batch by batch, for results that memory should not hold at once."""
         prepared = tables.as_attributes(table, scores)
-        header = enumeration_pb2.TableHeader(score_columns=scores, min_count=min_count, max_depth=depth)
+        header = enumeration_pb2.TableHeader(
+            score_columns=scores, min_count=min_count, max_depth=depth, must_hold=must_hold
+        )
+        if errors is not None:
+            header.error_rule.score_column, header.error_rule.margin = errors.score, errors.margin
+            header.error_rule.max_slices = errors.top or 0
 
         def requests() -> Iterator[enumeration_pb2.EnumerateTableRequest]:
             yield enumeration_pb2.EnumerateTableRequest(header=header)
             for piece in streams.table_pieces(prepared):
                 yield enumeration_pb2.EnumerateTableRequest(arrow=piece)
 
-        wanted = messages.enumeration_schema(scores)
+        wanted = messages.enumeration_schema(scores, judged=errors is not None)
         with self._arrow(self._enumeration.EnumerateTable, requests()) as reader:
             for batch in reader:
                 yield from pa.Table.from_batches([batch]).select(wanted.names).cast(wanted).to_batches()

@@ -565,6 +565,16 @@ def enumerate_table(
     out: Annotated[Path, typer.Option("--out", metavar="SLICES.parquet")],
     depth: Annotated[int, typer.Option("--depth", help="Most pairs of a slice.")] = 3,
     min_count: Annotated[int, typer.Option("--min-count", help="Fewest rows of a slice.")] = 10,
+    must_hold: Annotated[
+        str, typer.Option("--must-hold", metavar="COL", help="Only slices with a pair of this column.")
+    ] = "",
+    errors: Annotated[
+        str, typer.Option("--errors", metavar="COL", help="Only error slices of this score, the worst first.")
+    ] = "",
+    margin: Annotated[
+        float, typer.Option("--margin", min=0, max=1, help="With --errors: how far below the overall mean.")
+    ] = 0.2,
+    top: Annotated[int, typer.Option("--top", min=0, help="With --errors: at most so many; 0 for all.")] = 0,
 ) -> None:
     """Writes every slice of any table: a column that is no score is an attribute, a value a tag, empty unknown.
 
@@ -573,20 +583,21 @@ def enumerate_table(
     import pyarrow.parquet
 
     from hibug2 import messages
-    from hibug2.client import Client
+    from hibug2.client import Client, ErrorRule
     from hibug2.embedded import enumeration_address
 
     columns = [name.strip() for name in scores.split(",") if name.strip()]
     if not columns:
         raise UserError("--scores", "names no column")
+    rule = ErrorRule(errors, margin, top) if errors else None
     found = 0
     with (
         written(out) as part,
-        pyarrow.parquet.ParquetWriter(part, messages.enumeration_schema(columns)) as writer,
+        pyarrow.parquet.ParquetWriter(part, messages.enumeration_schema(columns, judged=rule is not None)) as writer,
         enumeration_address(session.address) as address,
         Client(address) as client,
     ):
-        for batch in client.enumerate_batches(table, columns, depth, min_count):
+        for batch in client.enumerate_batches(table, columns, depth, min_count, must_hold=must_hold, errors=rule):
             writer.write_batch(batch)
             found += batch.num_rows
     if session.json:

@@ -315,11 +315,14 @@ def outcomes_batch(outcomes: Iterable[repair_pb2.RepairOutcome]) -> pa.RecordBat
     )
 
 
-def enumeration_schema(scores: Sequence[str]) -> pa.Schema:
-    """The columns that `hibug2 enumerate` writes."""
+def enumeration_schema(scores: Sequence[str], judged: bool = False) -> pa.Schema:
+    """The columns that `hibug2 enumerate` writes; `judged` for error slices alone."""
     fields = [("tags", TAGS), ("count", pa.int64())]
     for score in scores:
         fields += [(f"{score}_count", pa.int64()), (f"{score}_mean", pa.float64())]
+    if judged:
+        names = ("drop", "parent_drop", "error_share", "interval_low", "interval_high")
+        fields += [(name, pa.float64()) for name in names]
     return pa.schema(fields)
 
 

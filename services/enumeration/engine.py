@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from services.enumeration import lattice
 from services.enumeration.error_slices import ErrorSlices, find_error_slices, wilson_interval
 from services.enumeration.lattice import MAX_SLICES, Cancel, Codes, Progress, Slices
-from services.enumeration.selection import copied, holding, rank_order, take
+from services.enumeration.selection import copied, holding, rank_order, reordered, take
 from services.enumeration.work_units import Watch, core_count
 from shared.errors import invalid
 
@@ -82,11 +82,26 @@ def stream_slices(
 
 @dataclass(frozen=True)
 class FoundErrors:
-    """Error slices in rank order (`errors.index` counts up), out of `candidates` slices that were enumerated."""
+    """Error slices of one score column in rank order, out of `candidates` slices that were enumerated.
+
+    lowest: (E,) the lowest mean among the parents of each; overall, loss: mean of the column, and score lost in it.
+    """
 
     slices: Slices
-    errors: ErrorSlices
+    lowest: NDArray[np.float64]
+    column: int
+    overall: float
+    loss: float
     candidates: int
+
+    def errors(self, start: int = 0, stop: int | None = None) -> ErrorSlices:
+        """What the rule says of the slices at ranks `start` to `stop`; `index` is their place in `slices`."""
+        scored, total = self.slices.scored[start:stop, self.column], self.slices.total[start:stop, self.column]
+        mean = total / scored
+        low, high = wilson_interval(mean, scored)
+        share = (scored - total) / self.loss if self.loss > 0 else np.zeros(len(mean))
+        index = np.arange(start, start + len(mean))
+        return ErrorSlices(index, mean, self.overall - mean, self.lowest[start:stop] - mean, share, low, high)
 
 
 def error_slices(
@@ -107,10 +122,10 @@ def error_slices(
 ) -> FoundErrors:
     """The error slices of one score column, as `find_error_slices` finds them among all slices (paper 4.1.4).
 
-    Each slice is judged when it is made and only error slices are kept, or the first `top` of their ranking; beside
-    them memory holds the means of the slices of fewer than `max_depth` pairs, at most 50 megabytes at 28 million
-    slices. The rest as in `stream_slices`; `max_slices` bounds the slices that are looked at. Raises InvalidInput
-    also where no row is scored in `column`.
+    Each slice is judged when it is made and only error slices are kept, or the first `top` of their ranking. Memory
+    holds these and, beside them, the means of the slices of fewer than `max_depth` pairs: at most 50 megabytes more
+    than the result at 28 million slices. The rest as in `stream_slices`; `max_slices` bounds the slices that are
+    looked at. Raises InvalidInput also where no row is scored in `column`.
     """
     watch = Watch(on_progress, cancelled)
     if not 0 <= column < scores.shape[1]:
@@ -131,20 +146,8 @@ def error_slices(
         lowest = (errors.mean + errors.parent_drop)[np.argsort(errors.index)]
         held = holding(take(everything, lines), tag_counts, must_hold)
         kept, lowest, candidates = take(everything, lines[held]), lowest[held], len(everything)
-    return FoundErrors(*_ranked(kept, lowest, column, overall, loss, top), candidates)
-
-
-def _ranked(
-    slices: Slices, lowest: NDArray[np.float64], column: int, overall: float, loss: float, top: int | None
-) -> tuple[Slices, ErrorSlices]:
-    """Error slices in canonical order, with the lowest mean among the parents of each, by rank."""
-    order = rank_order(slices, column)[:top]
-    slices, lowest = take(slices, order), lowest[order]
-    scored, total = slices.scored[:, column], slices.total[:, column]
-    mean = total / scored
-    low, high = wilson_interval(mean, scored)
-    share = (scored - total) / loss if loss > 0 else np.zeros(len(mean))
-    return slices, ErrorSlices(np.arange(len(mean)), mean, overall - mean, lowest - mean, share, low, high)
+    order = rank_order(kept, column)[:top]
+    return FoundErrors(*reordered(kept, lowest, order), column, overall, loss, candidates)
 
 
 def _walk(

@@ -6,17 +6,15 @@ each depth in canonical order, those that continue a slice side by side.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from services.enumeration.compiled import compiled
 from services.enumeration.lattice import Slices
-from services.enumeration.selection import nothing, rank_order, take, together
-
-if TYPE_CHECKING:
-    from services.enumeration.walk import Walk
+from services.enumeration.selection import rank_order, reordered, take
+from services.enumeration.walk import Gathered, Walk
 
 
 @compiled
@@ -148,7 +146,7 @@ def judged_slices(
     With `top`, at least the first `top` by rank and not many more.
     """
     rule = ErrorRule(len(walk.table.position), walk.depth, column, overall, margin)
-    found, means = [nothing(walk.width, len(walk.table.columns))], [np.zeros(0)]
+    kept, means = Gathered(walk), np.empty(walk.most_lines)
     looked_at = 0
     for chunk, (lines, lowest) in walk.borrowed(threads, rule):
         rule.add(int((chunk.items[0] >= 0).sum()), chunk)
@@ -157,9 +155,11 @@ def judged_slices(
             continue
         some = take(chunk, lines)
         held = walk.holds(some)
-        found.append(take(some, held))
-        means.append(lowest[held])
-        if top is not None and sum(map(len, found)) > 4 * top + 10_000:
-            best = np.sort(rank_order(together(found), column)[:top])
-            found, means = [take(together(found), best)], [np.concatenate(means)[best]]
-    return together(found), np.concatenate(means), looked_at
+        before = kept.found
+        kept.add(take(some, held))
+        means[before : kept.found] = lowest[held]
+        if top is not None and kept.found > 4 * top + 10_000:
+            best = np.sort(rank_order(kept.slices(), column)[:top])
+            reordered(kept.slices(), means, best)
+            kept.found = len(best)
+    return kept.slices(), means[: kept.found], looked_at

@@ -28,7 +28,7 @@ MOST_BYTES = 32 << 20  # of one thread's joint count
 
 @compiled
 def encode_groups(codes: Any, position: Any, offsets: Any, firsts: Any, groups: Any, out: Any) -> None:
-    """Group codes (G, N) uint16 of codes (N, A): groups (G, 4): attributes, or -1, and their sizes with "none"."""
+    """Group codes (G, N) uint16 of codes (N, A): groups as `_group` makes them."""
     n_rows = len(codes)
     for g in range(len(groups)):
         for row in range(n_rows):
@@ -70,38 +70,40 @@ def _table(left: Any, right: Any, size: int, words: Any, table: Any) -> None:
 
 
 @compiled
-def _fold(table: Any, first: int, second: int, columns: int, rows: Any) -> None:
-    """Sum a table (first * second, columns) over either attribute: rows (first - 1 + second - 1, columns).
+def _fold(table: Any, group: Any, columns: int, rows: Any) -> None:
+    """Sum a table (cells of `group`, columns) over either attribute: rows (items of both, columns).
 
-    The last tag of each attribute is "none": summed over, no row of its own.
+    "none", where an attribute has it, is summed over and has no row of its own.
     """
+    first, second, n_first, n_second = group[2], group[3], group[4], group[5]
     for r in range(len(rows)):
         rows[r, :columns] = 0
     for t in range(first):
         for u in range(second):
             line = table[(t * second + u) * columns : (t * second + u + 1) * columns]
-            if t < first - 1:
+            if t < n_first:
                 out = rows[t, :columns]
                 for c in range(columns):
                     out[c] += line[c]
-            if u < second - 1:
-                out = rows[first - 1 + u, :columns]
+            if u < n_second:
+                out = rows[n_first + u, :columns]
                 for c in range(columns):
                     out[c] += line[c]
 
 
 @compiled
-def _spread(rows: Any, n_rows: int, first: int, second: int, at: int, also_at: int, block: Any) -> None:
-    """Sum rows (n, first * second) over either attribute, onto columns at.. and also_at.. of `block`."""
+def _spread(rows: Any, n_rows: int, group: Any, at: int, also_at: int, block: Any) -> None:
+    """Sum rows (n, cells of `group`) over either attribute, onto columns at.. and also_at.. of `block`."""
+    first, second, n_first, n_second = group[2], group[3], group[4], group[5]
     for r in range(n_rows):
         line, out = rows[r], block[r]
         for t in range(first):
             whole = np.uint64(0)
             for u in range(second):
                 whole += line[t * second + u]
-            if t < first - 1:
+            if t < n_first:
                 out[at + t] += whole
-            for u in range(second - 1):
+            for u in range(n_second):
                 out[also_at + u] += line[t * second + u]
 
 
@@ -110,22 +112,22 @@ def _add_group(
     local: Any, groups: Any, firsts: Any, g: int, n_groups: int, words: Any, table: Any, rows: Any, block: Any
 ) -> None:
     """Add to the rows of the joint count that are of group `g`, over the items of this and later groups."""
-    first, second = groups[g, 2], groups[g, 3]
-    if second > 1:  # within the group: its first attribute by its second
+    first, second, n_first, n_second = groups[g, 2], groups[g, 3], groups[g, 4], groups[g, 5]
+    if n_second > 0:  # within the group: its first attribute by its second
         own = table[: first * second]
         own[:] = 0
         for r in range(len(words)):
             own[local[g, r]] += words[r]
-        for t in range(first - 1):
-            for u in range(second - 1):
+        for t in range(n_first):
+            for u in range(n_second):
                 block[t, firsts[groups[g, 1]] + u] += own[t * second + u]
-    n_rows = first + second - 2
+    n_rows = n_first + n_second
     for h in range(g + 1, n_groups):
         columns = groups[h, 2] * groups[h, 3]
         _table(local[g, : len(words)], local[h, : len(words)], columns, words, table[: first * second * columns])
-        _fold(table, first, second, columns, rows[:n_rows])
-        also = firsts[groups[h, 1]] if groups[h, 3] > 1 else 0
-        _spread(rows, n_rows, groups[h, 2], groups[h, 3], firsts[groups[h, 0]], also, block)
+        _fold(table, groups[g], columns, rows[:n_rows])
+        also = firsts[groups[h, 1]] if groups[h, 5] > 0 else 0
+        _spread(rows, n_rows, groups[h], firsts[groups[h, 0]], also, block)
 
 
 @compiled
@@ -138,7 +140,7 @@ def fill(
 ) -> int:  # fmt: skip
     """As `bitset_kernel.fill`, by tables. codes: (G, N) group codes; values: (F, N) int64 with ones first.
 
-    groups: (G, 4) attributes, or -1, and sizes with "none"; group_of: (A,); stack: (d, N) rows of each pair of the
+    groups: (G, 6) as `_group` makes them; group_of: (A,); stack: (d, N) rows of each pair of the
     prefix; local: (G, rows at once) codes of the groups past the prefix; words: (F, rows at once); block: (F, I, I)
     the joint count; most: (F,) largest value of each field.
     """
@@ -226,6 +228,7 @@ def _local_codes(
         if split and g == start:  # only the second of its two attributes is left
             local_groups[to, 0], local_groups[to, 1] = groups[g, 1], -1
             local_groups[to, 2], local_groups[to, 3] = groups[g, 3], 1
+            local_groups[to, 4], local_groups[to, 5] = groups[g, 5], 0
             modulus = groups[g, 3]
         source, out = codes[g], local[to]
         if len(extent) == 0:
@@ -241,16 +244,21 @@ def _local_codes(
     return n_groups
 
 
-def _group(widths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Attributes with frequent items in groups, in order: (G, 4) attributes, -1 for none, and sizes with "none"."""
+def _group(table: Encoded) -> NDArray[np.int64]:
+    """Attributes in groups, in order: (G, 6) two attributes, their sizes, and how many items they have.
+
+    The second attribute is -1 (size 1, no items) where there is one only. A size counts the items and, where some
+    row has none of them, "none".
+    """
     groups: list[list[int]] = []
-    for a, width in enumerate(widths.tolist()):
-        size = width + 1
+    for a, width in enumerate(table.widths.tolist()):
+        held = int(table.item_count[table.firsts[a] : table.firsts[a + 1]].sum())
+        size = width + (held < table.n_rows)
         if groups and groups[-1][1] < 0 and groups[-1][2] * size <= GROUP_CELLS:
-            groups[-1][1], groups[-1][3] = a, size
+            groups[-1][1], groups[-1][3], groups[-1][5] = a, size, width
         else:
-            groups.append([a, -1, size, 1])
-    return np.array(groups, dtype=np.int64).reshape(-1, 4)
+            groups.append([a, -1, size, 1, width, 0])
+    return np.array(groups, dtype=np.int64).reshape(-1, 6)
 
 
 class JointTables:
@@ -260,7 +268,7 @@ class JointTables:
 
     def __init__(self, table: Encoded, max_depth: int) -> None:
         self._table = table
-        self._groups = _group(table.widths)
+        self._groups = _group(table)
         self._group_of = np.zeros(len(table.widths), dtype=np.int64)
         for g, (a, b, *_) in enumerate(self._groups.tolist()):
             self._group_of[[a, b] if b >= 0 else [a]] = g
@@ -313,7 +321,7 @@ def _room(table: Encoded, depth: int, groups: NDArray[np.int64], n_fields: int) 
         np.empty((depth, n_rows + 1), dtype=np.int32),
         np.empty(depth, dtype=np.int64),
         np.empty((n_groups, ROWS_AT_ONCE), dtype=np.uint16),
-        np.empty((n_groups, 4), dtype=np.int64),
+        np.empty((n_groups, 6), dtype=np.int64),
         np.empty((n_fields, ROWS_AT_ONCE), dtype=np.uint64),
         np.empty((n_fields, 3), dtype=np.int64),
         np.empty(widest**2, dtype=np.uint64),

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import grpc
+import pyarrow as pa
 from redis.asyncio import Redis
 
 from hibug2.v1 import enumeration_pb2 as pb
 from hibug2.v1 import enumeration_pb2_grpc as rpc
 from hibug2.v1 import slice_pb2, slice_pb2_grpc
-from services.enumeration import engine, lattice, slices
+from services.enumeration import lattice, slices
 from services.enumeration.config import Settings
 from services.enumeration.ranking import rank_artifact
-from services.enumeration.read import vocabulary
 from services.enumeration.slice_server import SliceServicer
+from services.enumeration.spill import Spill
 from services.enumeration.table import read_table
 from shared.errors import invalid
 from shared.jobs import Jobs, Progress
@@ -207,34 +209,58 @@ class EnumerationServicer(rpc.EnumerationServiceServicer):
         if first is None or first.WhichOneof("part") != "header":
             raise invalid("header", "the first message carries the header")
         header = first.header
-        min_count = header.min_count if header.HasField("min_count") else MIN_COUNT
-        max_depth = header.max_depth if header.HasField("max_depth") else MAX_DEPTH
         arrow = await receive_table(
             (message.arrow async for message in request_iterator), self._settings.max_table_bytes, "table"
         )
-        table = await asyncio.to_thread(read_table, arrow, list(header.score_columns))
-        lattice.check_request(len(table.codes), table.codes.shape[1], min_count, max_depth, 0.0)
+        request = await asyncio.to_thread(table_request, arrow, header)
         progress = Progress()
-        found: list[lattice.Slices] = []
+        spilled: list[Spill] = []
 
         def work() -> None:
-            found.append(
-                engine.enumerate_slices(
-                    table.codes,
-                    table.tag_counts,
-                    table.scores,
-                    min_count=min_count,
-                    max_depth=max_depth,
-                    max_slices=self._settings.max_slices,
-                    cancelled=lambda: progress.cancelled,
-                )
-            )
+            schema, batches = slices.table_batches(request, self._settings.max_slices, lambda: progress.cancelled)
+            spilled.append(Spill(send_batches(schema, batches)))
 
-        await self._in_turn(progress, "enumerating", work)
-        words = vocabulary(table.names, table.tag_sets)
-        schema, batches = slices.enumerated_batches(found[0], words, tuple(header.score_columns))
-        for message in send_batches(schema, batches):
-            yield pb.EnumerateTableResponse(arrow=message)
+        try:
+            await self._in_turn(progress, "enumerating", work)
+            for message in spilled[0]:
+                yield pb.EnumerateTableResponse(arrow=message)
+        finally:
+            for spill in spilled:
+                spill.close()
+
+
+def table_request(arrow: pa.Table, header: pb.TableHeader) -> slices.TableRequest:
+    """What `header` asks of the table; InvalidInput where it makes no sense for it."""
+    table = read_table(arrow, list(header.score_columns))
+    min_count = header.min_count if header.HasField("min_count") else MIN_COUNT
+    max_depth = header.max_depth if header.HasField("max_depth") else MAX_DEPTH
+    rule = header.error_rule
+    margin = rule.margin if rule.HasField("margin") else MARGIN
+    lattice.check_request(len(table.codes), table.codes.shape[1], min_count, max_depth, margin)
+    if header.must_hold and header.must_hold not in table.names:
+        raise invalid("must_hold", f"the table has no attribute column '{header.must_hold}'")
+    request = slices.TableRequest(
+        table,
+        tuple(header.score_columns),
+        min_count,
+        max_depth,
+        must_hold=table.names.index(header.must_hold) if header.must_hold else None,
+    )
+    if not header.HasField("error_rule"):
+        return request
+    if not header.score_columns:
+        raise invalid("score_columns", "names none; error slices are told by a score")
+    column = rule.score_column or header.score_columns[0]
+    if column not in header.score_columns:
+        raise invalid("error_rule.score_column", f"'{column}' is not among the score columns")
+    if rule.max_slices < 0:
+        raise invalid("error_rule.max_slices", f"is {rule.max_slices}; give 0 for all, or how many")
+    return replace(
+        request,
+        error_column=list(header.score_columns).index(column),
+        margin=margin,
+        top=rule.max_slices or None,
+    )
 
 
 async def start_server(settings: Settings) -> RunningServer:

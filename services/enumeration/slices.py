@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +13,9 @@ import pyarrow.compute as pc
 
 from services.enumeration import engine, lattice
 from services.enumeration.hypothesis import hypothesis_rows
-from services.enumeration.read import TAGS, Vocabulary, blame_column, schema_vocabulary, tags_column
+from services.enumeration.read import TAGS, Vocabulary, blame_column, schema_vocabulary, tags_column, vocabulary
 from services.enumeration.selection import take
+from services.enumeration.table import Table
 from shared.errors import invalid
 from shared.names import Name
 from shared.schema import Schema
@@ -31,6 +33,7 @@ OnProgress = Callable[[int, int], None]
 Terms = Mapping[int, list[int]]  # attribute -> tag codes, any of which will do
 Cancelled = Callable[[], bool]
 _BATCH_ROWS = 8192
+_JUDGED = ("drop", "parent_drop", "error_share", "interval_low", "interval_high")
 
 
 def rows_of_split(artifacts: Artifacts, tagging: Name, split: str) -> TagTable:
@@ -142,30 +145,77 @@ def slice_instances(artifacts: Artifacts, stored: StoredSlices, terms: Terms) ->
     return ids
 
 
-def enumerated_batches(
-    found: lattice.Slices, words: Vocabulary, score_columns: tuple[str, ...]
+@dataclass(frozen=True)
+class TableRequest:
+    """What is asked of a table that was sent along.
+
+    error_column: position of the score column whose error slices are wanted; None for all slices.
+    top: at most so many error slices, None for all.
+    """
+
+    table: Table
+    score_columns: tuple[str, ...]
+    min_count: int
+    max_depth: int
+    must_hold: int | None = None
+    error_column: int | None = None
+    margin: float = 0.0
+    top: int | None = None
+
+
+def table_batches(
+    request: TableRequest, max_slices: int, cancelled: Cancelled
 ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """`enumerated_table` as its schema and batches, each made when it is asked for: tags in words take much room."""
+    """The slices of a table with their words, each batch made when it is asked for: tags in words take much room.
 
-    def lines(start: int) -> lattice.Slices:
-        return take(found, np.arange(start, min(start + _BATCH_ROWS, len(found))))
-
-    batches = (
-        batch
-        for start in range(0, len(found), _BATCH_ROWS)
-        for batch in enumerated_table(lines(start), words, score_columns).combine_chunks().to_batches()
+    Columns: tags, count, and <score>_count and <score>_mean a score column. With `error_column` error slices alone, by
+    rank, with drop, parent_drop, error_share, interval_low and interval_high beside. Raises as the engine does.
+    """
+    table = request.table
+    words = vocabulary(table.names, table.tag_sets)
+    asked = (table.codes, table.tag_counts, table.scores)
+    limits: dict[str, Any] = {
+        "min_count": request.min_count,
+        "max_depth": request.max_depth,
+        "must_hold": request.must_hold,
+        "max_slices": max_slices,
+        "cancelled": cancelled,
+    }
+    schema = _table_schema(request.score_columns)
+    if request.error_column is None:
+        return schema, (
+            _table_batch(take(chunk, np.arange(start, min(start + _BATCH_ROWS, len(chunk)))), words, schema, [])
+            for chunk in engine.stream_slices(*asked, **limits)
+            for start in range(0, len(chunk), _BATCH_ROWS)
+        )
+    found = engine.error_slices(*asked, column=request.error_column, margin=request.margin, top=request.top, **limits)
+    for name in _JUDGED:
+        schema = schema.append(pa.field(name, pa.float64()))
+    judged = ((start, found.errors(start, start + _BATCH_ROWS)) for start in range(0, len(found.slices), _BATCH_ROWS))
+    return schema, (
+        _table_batch(
+            take(found.slices, np.arange(start, start + len(errors))),
+            words,
+            schema,
+            [getattr(errors, name) for name in _JUDGED],
+        )
+        for start, errors in judged
     )
-    return enumerated_table(lines(len(found)), words, score_columns).schema, batches
 
 
-def enumerated_table(found: lattice.Slices, words: Vocabulary, score_columns: tuple[str, ...]) -> pa.Table:
-    """Slices of a table that was sent along: tags, count, and <score>_count and <score>_mean a score column."""
-    columns: dict[str, pa.Array] = {"tags": tags_column(found.items, words), "count": pa.array(found.count)}
+def _table_schema(score_columns: tuple[str, ...]) -> pa.Schema:
     fields = [pa.field("tags", TAGS), pa.field("count", pa.int64())]
-    for k, name in enumerate(score_columns):
+    for name in score_columns:
+        fields += [pa.field(f"{name}_count", pa.int64()), pa.field(f"{name}_mean", pa.float64())]
+    return pa.schema(fields)
+
+
+def _table_batch(
+    found: lattice.Slices, words: Vocabulary, schema: pa.Schema, judged: list[npt.NDArray[np.float64]]
+) -> pa.RecordBatch:
+    columns = [tags_column(found.items, words), pa.array(found.count)]
+    for k in range(found.total.shape[1]):
         scored, total = found.scored[:, k], found.total[:, k]
         mean = np.divide(total, scored, out=np.full(len(total), np.nan), where=scored > 0)
-        columns[f"{name}_count"] = pa.array(scored)
-        columns[f"{name}_mean"] = pa.array(mean, from_pandas=True)  # no scored row: null
-        fields += [pa.field(f"{name}_count", pa.int64()), pa.field(f"{name}_mean", pa.float64())]
-    return pa.table(list(columns.values()), schema=pa.schema(fields))
+        columns += [pa.array(scored), pa.array(mean, from_pandas=True)]  # no scored row: null
+    return pa.record_batch([*columns, *map(pa.array, judged)], schema=schema)

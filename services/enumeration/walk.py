@@ -98,17 +98,10 @@ class Walk:
 
     def all(self, threads: int) -> Slices:
         """All slices in one piece."""
-        table = self.table
-        # Pages that are never written to take no memory, so there is room for the most there can be.
-        lines = Lines(int(min(self.most, self._max_slices)), self.width, len(table.columns), table.any_unscored)
-        found = 0
+        gathered = Gathered(self)
         for chunk, _ in self.borrowed(threads):
-            here = slice(found, found + len(chunk))
-            lines.items[here], lines.count[here], lines.total[here] = chunk.items, chunk.count, chunk.total
-            if table.any_unscored:
-                lines.scored[here] = chunk.scored
-            found += len(chunk)
-        return _first(lines, found, table.any_unscored)
+            gathered.add(chunk)
+        return gathered.slices()
 
     def borrowed(self, threads: int, judge: Judge | None = None) -> Iterator[tuple[Slices, Any]]:
         """Chunks of slices in canonical order, each with what `judge`, asked by the thread that made it, says of it.
@@ -142,6 +135,10 @@ class Walk:
                     counts = [count for _, count in made] or [np.zeros(0, dtype=np.int64)]
                     prefixes.append((np.ascontiguousarray(np.concatenate(items)), np.concatenate(counts)))
         self._watch.finish()
+
+    @property
+    def most_lines(self) -> int:
+        return int(min(self.most, self._max_slices))
 
     def _root(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         return np.zeros((1, 0), dtype=np.int32), np.array([self.table.n_rows])
@@ -215,6 +212,28 @@ class Walk:
             f"{self.width}, but at most {self._max_slices:,} are allowed; raise min_count or lower max_depth",
             metadata={"estimate": str(math.ceil(estimate)), "limit": str(self._max_slices)},
         )
+
+
+class Gathered:
+    """Slices of a walk in one piece, as they come."""
+
+    def __init__(self, walk: Walk) -> None:
+        table = walk.table
+        self._any_unscored = table.any_unscored
+        # Pages that are never written to take no memory, so there is room for the most there can be.
+        self._lines = Lines(walk.most_lines, walk.width, len(table.columns), table.any_unscored)
+        self.found = 0
+
+    def add(self, chunk: Slices) -> None:
+        lines, here = self._lines, slice(self.found, self.found + len(chunk))
+        lines.items[here], lines.count[here], lines.total[here] = chunk.items, chunk.count, chunk.total
+        if self._any_unscored:
+            lines.scored[here] = chunk.scored
+        self.found += len(chunk)
+
+    def slices(self) -> Slices:
+        """Those that were added; views."""
+        return _first(self._lines, self.found, self._any_unscored)
 
 
 def _most_slices(widths: NDArray[np.int64], max_depth: int, full: int) -> float:

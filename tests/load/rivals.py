@@ -343,6 +343,7 @@ RIVALS = {
         Rival("one-hot matmul a parent, numpy", _gram, "numpy", "counts, sums"),
         Rival("pyfim eclat, bit vectors", _pyfim("eclat", algo="b", mode="x"), "pyfim", "counts"),
         Rival("pyfim apriori", _pyfim("apriori"), "pyfim", "counts"),
+        Rival("pyfim eclat, as it comes", _pyfim("eclat"), "pyfim", "counts", slow=True),
         Rival("polars, a grouping each", _polars, "polars", "counts, sums"),
         Rival("duckdb, grouping sets", _duckdb, "duckdb", "counts, sums"),
         Rival("pysubgroup apriori", _pysubgroup, "pysubgroup", "counts", slow=True),

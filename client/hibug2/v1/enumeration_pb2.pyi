@@ -469,13 +469,21 @@ class TableHeader(_message.Message):
     SCORE_COLUMNS_FIELD_NUMBER: _builtins.int
     MIN_COUNT_FIELD_NUMBER: _builtins.int
     MAX_DEPTH_FIELD_NUMBER: _builtins.int
+    MUST_HOLD_FIELD_NUMBER: _builtins.int
+    ERROR_RULE_FIELD_NUMBER: _builtins.int
     min_count: _builtins.int
     """Fewest instances of a slice (M); 10 when absent."""
     max_depth: _builtins.int
-    """Most pairs of a slice (D); 3 when absent."""
+    """Most pairs of a slice (D); 3 when absent. The pair of `must_hold` is one of them."""
+    must_hold: _builtins.str
+    """Only slices with a pair of this column, for instance the class: slices within each class."""
     @_builtins.property
     def score_columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Columns that hold scores in [0, 1]; null and NaN are "not scored". Every other column is an attribute."""
+
+    @_builtins.property
+    def error_rule(self) -> Global___ErrorRule:
+        """Only error slices, in rank order; all slices when absent."""
 
     def __init__(
         self,
@@ -483,21 +491,61 @@ class TableHeader(_message.Message):
         score_columns: _abc.Iterable[_builtins.str] | None = ...,
         min_count: _builtins.int | None = ...,
         max_depth: _builtins.int | None = ...,
+        must_hold: _builtins.str = ...,
+        error_rule: Global___ErrorRule | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_depth", b"_max_depth", "_min_count", b"_min_count", "max_depth", b"max_depth", "min_count", b"min_count"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_error_rule", b"_error_rule", "_max_depth", b"_max_depth", "_min_count", b"_min_count", "error_rule", b"error_rule", "max_depth", b"max_depth", "min_count", b"min_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_depth", b"_max_depth", "_min_count", b"_min_count", "max_depth", b"max_depth", "min_count", b"min_count", "score_columns", b"score_columns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_error_rule", b"_error_rule", "_max_depth", b"_max_depth", "_min_count", b"_min_count", "error_rule", b"error_rule", "max_depth", b"max_depth", "min_count", b"min_count", "must_hold", b"must_hold", "score_columns", b"score_columns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__error_rule: _TypeAlias = _typing.Literal["error_rule"]  # noqa: Y015
+    _WhichOneofArgType__error_rule: _TypeAlias = _typing.Literal["_error_rule", b"_error_rule"]  # noqa: Y015
     _WhichOneofReturnType__max_depth: _TypeAlias = _typing.Literal["max_depth"]  # noqa: Y015
     _WhichOneofArgType__max_depth: _TypeAlias = _typing.Literal["_max_depth", b"_max_depth"]  # noqa: Y015
     _WhichOneofReturnType__min_count: _TypeAlias = _typing.Literal["min_count"]  # noqa: Y015
     _WhichOneofArgType__min_count: _TypeAlias = _typing.Literal["_min_count", b"_min_count"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__error_rule) -> _WhichOneofReturnType__error_rule | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_depth) -> _WhichOneofReturnType__max_depth | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_count) -> _WhichOneofReturnType__min_count | None: ...
 
 Global___TableHeader: _TypeAlias = TableHeader  # noqa: Y015
+
+@_typing.final
+class ErrorRule(_message.Message):
+    """Which slices of a table are error slices (paper 4.1.4): mean below the overall mean by more than the margin, and
+    below the mean of every slice with one pair fewer.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCORE_COLUMN_FIELD_NUMBER: _builtins.int
+    MARGIN_FIELD_NUMBER: _builtins.int
+    MAX_SLICES_FIELD_NUMBER: _builtins.int
+    score_column: _builtins.str
+    """One of the score columns; the first when empty."""
+    margin: _builtins.float
+    """C; 0.2 when absent."""
+    max_slices: _builtins.int
+    """At most so many, the worst first; all when 0."""
+    def __init__(
+        self,
+        *,
+        score_column: _builtins.str = ...,
+        margin: _builtins.float | None = ...,
+        max_slices: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_margin", b"_margin", "margin", b"margin"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_margin", b"_margin", "margin", b"margin", "max_slices", b"max_slices", "score_column", b"score_column"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__margin: _TypeAlias = _typing.Literal["margin"]  # noqa: Y015
+    _WhichOneofArgType__margin: _TypeAlias = _typing.Literal["_margin", b"_margin"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__margin) -> _WhichOneofReturnType__margin | None: ...
+
+Global___ErrorRule: _TypeAlias = ErrorRule  # noqa: Y015
 
 @_typing.final
 class EnumerateTableRequest(_message.Message):
@@ -531,7 +579,8 @@ Global___EnumerateTableRequest: _TypeAlias = EnumerateTableRequest  # noqa: Y015
 @_typing.final
 class EnumerateTableResponse(_message.Message):
     """An Arrow IPC stream, a batch a message. Columns: tags (list of struct attribute, tag), count, and per score column
-    <score>_count and <score>_mean.
+    <score>_count and <score>_mean; error slices have drop, parent_drop, error_share, interval_low and interval_high
+    beside (as in SliceScore).
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -441,6 +441,9 @@ class Gateway(
         fields.append(("count", pa.int64()))
         for score in header.score_columns:
             fields += [(f"{score}_count", pa.int64()), (f"{score}_mean", pa.float64())]
+        if header.HasField("error_rule"):
+            names = ("drop", "parent_drop", "error_share", "interval_low", "interval_high")
+            fields += [(name, pa.float64()) for name in names]
         for piece in self._stream(pa.Table.from_pylist(rows, pa.schema(fields))):
             yield enumeration_pb2.EnumerateTableResponse(arrow=piece)
 

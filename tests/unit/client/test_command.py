@@ -471,6 +471,18 @@ def test_enumerate_writes_the_promised_parquet(hibug2, tmp_path):
     ]
 
 
+def test_enumerate_passes_on_what_is_asked(hibug2, gateway, tmp_path):
+    (tmp_path / "t.csv").write_text("colour,s,flag\nred,1,1\nred,0,1\n")
+    command = ("enumerate", tmp_path / "t.csv", "--scores", "s", "--out", tmp_path / "o.parquet")
+    hibug2(*command, "--must-hold", "flag", "--errors", "s", "--margin", 0.1, "--top", 7)
+    header = gateway.requests[-1]
+    assert (header.must_hold, header.error_rule.score_column) == ("flag", "s")
+    assert (header.error_rule.margin, header.error_rule.max_slices) == (0.1, 7)
+    assert pa.parquet.read_table(tmp_path / "o.parquet").column_names[-2:] == ["interval_low", "interval_high"]
+    hibug2(*command)
+    assert not gateway.requests[-1].HasField("error_rule")
+
+
 def test_enumerate_leaves_nothing_behind_when_it_fails(hibug2, tmp_path):
     (tmp_path / "t.csv").write_text("a,s\n" + "".join(f"x{i},1\n" for i in range(200)))
     (tmp_path / "o.parquet").write_text("old")

@@ -226,10 +226,10 @@ class TestErrorSlices:
             )  # fmt: skip
             np.testing.assert_array_equal(found.slices.items, everything.items[expected.index[held]][:top])
             np.testing.assert_array_equal(found.slices.count, everything.count[expected.index[held]][:top])
-            assert found.errors.index.tolist() == list(range(len(found.slices)))
+            assert found.errors().index.tolist() == list(range(len(found.slices)))
             for name in ("mean", "drop", "parent_drop", "error_share", "interval_low", "interval_high"):
                 np.testing.assert_allclose(
-                    getattr(found.errors, name), getattr(expected, name)[held][:top], rtol=0, atol=1e-9
+                    getattr(found.errors(), name), getattr(expected, name)[held][:top], rtol=0, atol=1e-9
                 )
             if must_hold is None:
                 assert found.candidates == len(everything)
@@ -250,7 +250,7 @@ def test_many_error_slices_are_cut_to_the_top_as_they_come(monkeypatch):
     assert len(everything.slices) > 10_100
     few = engine.error_slices(codes, tag_counts, scores, top=20, **request)
     assert_equal(few.slices, everything.slices, slice(20))
-    np.testing.assert_array_equal(few.errors.parent_drop, everything.errors.parent_drop[:20])
+    np.testing.assert_array_equal(few.lowest, everything.lowest[:20])
 
 
 class TestLimits:
