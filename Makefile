@@ -79,10 +79,48 @@ bench-slices: setup $(VENV)/.rivals ## Measures which slices are found and which
 load: setup ## Measures many readers of a million slices; writes docs/results.md
 	$(PY) -m tests.load.load_slices
 
+$(VENV)/.llm: $(VENV)/.installed tests/llm/requirements.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -r tests/llm/requirements.txt
+	touch $@
+
+.PHONY: test-llm
+test-llm: setup $(VENV)/.llm ## Asks a small local language model what the prompts ask; writes docs/results.md
+	$(PY) -m tests.llm.ask_local
+
+.PHONY: prompts
+prompts: setup ## Writes what the prompts say to tests/golden; a changed prompt needs a raised revision
+	$(PY) -m tests.golden.renders
+
 .PHONY: up
-up: setup ## Starts the local stack in the background; returns when it is healthy
-	$(PY) -m deploy.local up
+up: setup ## Starts the local stack in the background; CONTAINERS=1: as containers, where an engine is there
+	$(PY) -m deploy.local up $(if $(CONTAINERS),--containers)
 
 .PHONY: down
 down: setup ## Stops the local stack
 	$(PY) -m deploy.local down
+
+BASE ?= python:3.11-slim
+TAG ?= 0.1.0
+REGISTRY ?=
+EXTRAS ?= s3,tls,traces
+
+.PHONY: images
+images: setup ## Builds the image of every service with podman or docker (BASE, TAG, REGISTRY, EXTRAS) and prints sizes
+	$(PY) -m deploy.images.build --base $(BASE) --tag $(TAG) --registry "$(REGISTRY)" --extras $(EXTRAS)
+
+.PHONY: chart
+chart: setup ## Writes the chart's table of values, and the settings that its schema knows
+	$(PY) -m deploy.tools.chart
+
+.PHONY: test-deploy
+test-deploy: setup ## Builds and runs the images, tests alerts and chart; prints times and sizes (minutes)
+	deploy/tools/engine.sh
+	HIBUG2_TEST_DEPLOY=1 $(PY) -m pytest tests/chart tests/deploy -s --durations 10
+
+.PHONY: sizing
+sizing: setup ## Measures images and slices a second and core, and what a million instances take; writes docs/operations.md
+	$(PY) -m tests.deploy.sizing
+
+.PHONY: cluster-test
+cluster-test: setup ## Installs the chart in a cluster of yours (KUBECONTEXT, REGISTRY, TAG), breaks it, and looks what is lost
+	KUBECONTEXT="$(KUBECONTEXT)" REGISTRY="$(REGISTRY)" TAG="$(TAG)" $(PY) -m pytest tests/deploy/test_cluster.py -s -rs

@@ -75,6 +75,16 @@ class TooLarge(HiBug2Error):
     reason = "TOO_LARGE"
 
 
+@dataclass
+class Busy(HiBug2Error):
+    """Too much waits already; may work when tried again after `retry_s` seconds."""
+
+    retry_s: float = 30.0
+
+    code: ClassVar[str] = "RESOURCE_EXHAUSTED"
+    reason: ClassVar[str] = "BUSY"
+
+
 class Unavailable(HiBug2Error):
     """May work when tried again."""
 

@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from hibug2.v1 import types_pb2
-from shared import logs, metrics
+from shared import logs, metrics, traces
 from shared.errors import HiBug2Error, NotFound, Unavailable
 from shared.rpc import context, status
 
@@ -29,6 +29,7 @@ LEASE_S = 10.0
 BEAT_S = 0.25
 KEEP_S = 7 * 24 * 3600
 DONE = frozenset({types_pb2.JOB_STATE_SUCCEEDED, types_pb2.JOB_STATE_FAILED, types_pb2.JOB_STATE_CANCELLED})
+RESTING = DONE | {types_pb2.JOB_STATE_PAUSED}  # nobody works on it; the next Create goes on with what is not done
 
 # Whoever gets the lease writes the first state with it, so that nobody sees the one without the other.
 _START = """
@@ -42,19 +43,43 @@ _RENEW = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPI
 _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
 
+class Paused(Exception):  # noqa: N818 - no error: the work stops until somebody acts, and the text says how
+    """Raised by work that cannot go on before somebody acts; the job is then paused, with the text as its message."""
+
+
 @dataclass
 class Progress:
     """What the work tells: set from any thread. `cancelled` turns true when it should stop."""
 
-    step: str = ""
     done: int = 0
     total: int = 0
     message: str = ""
     cancelled: bool = False
+    taken_over: bool = False  # stopped because another process does the work now
     cost: types_pb2.Cost = field(default_factory=types_pb2.Cost)
     started: float = field(default_factory=time.monotonic)
     # Where the counting began: resumed work must not count what was there as its own speed.
     done_at_start: int = 0
+    _step: str = field(default="", init=False)
+    _step_began: float = field(default_factory=time.monotonic, init=False)
+    _step_seconds: dict[str, float] = field(default_factory=dict, init=False)
+
+    @property
+    def step(self) -> str:
+        """What is being done, in a few fixed words: they label a metric."""
+        return self._step
+
+    @step.setter
+    def step(self, step: str) -> None:
+        now = time.monotonic()
+        if self._step:
+            self._step_seconds[self._step] = self._step_seconds.get(self._step, 0.0) + now - self._step_began
+        self._step, self._step_began = step, now
+
+    def step_seconds(self) -> dict[str, float]:
+        """How long each step has taken so far, all its times together."""
+        self.step = self._step
+        return dict(self._step_seconds)
 
     def update(self, done: int, total: int) -> None:
         self.done, self.total = done, total
@@ -108,7 +133,7 @@ class Jobs:
     async def get(self, name: str) -> types_pb2.Job:
         """The job as it stands. NotFound for one nobody started; a job whose process died is FAILED and resumable."""
         job = await self._read(name)
-        if job is not None and job.state not in DONE:
+        if job is not None and job.state not in RESTING:
             if await self._redis.exists(self._key(name, "lease")):
                 return job
             job = await self._read(name)  # the owner may have said its last word since, or Redis lost both
@@ -116,7 +141,7 @@ class Jobs:
             return _finished(name, job)
         if job is None or job.state == types_pb2.JOB_STATE_SUCCEEDED:
             raise NotFound(f"there is no job {name}; create it")
-        if job.state not in DONE:
+        if job.state not in RESTING:
             gone = Unavailable(f"the process that worked on {name} is gone; create it again to go on")
             job.state = types_pb2.JOB_STATE_FAILED
             job.problem.CopyFrom(status.problem_of(gone))
@@ -125,6 +150,11 @@ class Jobs:
     async def cancel(self, name: str) -> types_pb2.Job:
         """Ask the work to stop and wait for it, at most two seconds."""
         job = await self.get(name)
+        if job.state == types_pb2.JOB_STATE_PAUSED:  # nobody is there to be asked
+            job.state, token = types_pb2.JOB_STATE_CANCELLED, uuid.uuid4().hex
+            if await self._take(job, token):
+                await self._redis.eval(_RELEASE, 1, self._key(name, "lease"), token)
+                return job
         if job.state in DONE:
             return job
         await self._redis.set(self._key(name, "cancel"), b"1", ex=KEEP_S)
@@ -136,7 +166,7 @@ class Jobs:
         return job
 
     async def watch(self, name: str) -> AsyncIterator[types_pb2.Job]:
-        """Snapshots of the job, each time something changed, the last one in a final state. Raises as `get` does."""
+        """Snapshots of the job, each time something changed, until it has ended or is paused. Raises as `get` does."""
         last, found = b"", time.monotonic()
         while True:
             try:
@@ -152,7 +182,7 @@ class Jobs:
             if seen != last:
                 last = seen
                 yield job
-            if job.state in DONE:
+            if job.state in RESTING:
                 return
             await asyncio.sleep(BEAT_S)
 
@@ -180,7 +210,10 @@ class Jobs:
     async def _run(self, job: types_pb2.Job, token: str, work: Work) -> None:
         progress = Progress()
         started = time.perf_counter()
-        with structlog.contextvars.bound_contextvars(job=job.name, team=context.team.get()):
+        with (
+            structlog.contextvars.bound_contextvars(job=job.name, team=context.team.get()),
+            traces.span(f"{self._service} job", attributes={"hibug2.job": job.name}) as span,
+        ):
             context.deadline.set(None)  # the call that created the job ends long before it
             task = asyncio.ensure_future(work(progress))
             beat = asyncio.create_task(self._beat(job, token, progress, task))
@@ -192,6 +225,8 @@ class Jobs:
                 progress.cancelled = True
                 interrupted = not await self._was_cancelled(job.name)
                 job.state = types_pb2.JOB_STATE_CANCELLED
+            except Paused as pause:
+                job.state, progress.message = types_pb2.JOB_STATE_PAUSED, str(pause)
             except HiBug2Error as error:
                 job.state = types_pb2.JOB_STATE_FAILED
                 job.problem.CopyFrom(status.problem_of(error))
@@ -213,9 +248,14 @@ class Jobs:
             except RedisError as error:
                 log.warning("job state not saved", error=str(error))
             state = types_pb2.JobState.Name(job.state).removeprefix("JOB_STATE_").lower()
+            span.set({"hibug2.state": state})
+            if job.state == types_pb2.JOB_STATE_FAILED:
+                span.fail(job.problem.reason)
             seconds = time.perf_counter() - started
             metrics.JOBS.labels(self._service, state).inc()
             metrics.JOB_SECONDS.labels(self._service).observe(seconds)
+            for step, took in progress.step_seconds().items():
+                metrics.JOB_STEP_SECONDS.labels(self._service, step).observe(took)
             log.info("job ended", state=state, seconds=round(seconds, 3), interrupted=interrupted)
 
     async def _was_cancelled(self, name: str) -> bool:
@@ -238,7 +278,7 @@ class Jobs:
                 # A lost lease (Redis was wiped, or we slept past it) is taken again, unless another has it.
                 if not held and not await self._take(job, token):
                     log.warning("job taken over by another process")
-                    progress.cancelled = True
+                    progress.cancelled = progress.taken_over = True
                     task.cancel()
                     return
                 progress.fill(job)

@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object a line on stderr, with the team, run and request bound where they are known."""
+"""Structured logs: one JSON object a line on stderr, with team, run, request and trace where they are known."""
 
 from __future__ import annotations
 
@@ -8,8 +8,16 @@ import sys
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 
+from shared import traces
+
 # Locals may hold keys and images: they stay out of logs.
 _TRACEBACKS = structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
+
+
+def _traced(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    if found := traces.trace_id():
+        event["trace_id"] = found
+    return event
 
 
 def configure(level: str) -> None:
@@ -17,6 +25,7 @@ def configure(level: str) -> None:
     number = logging.getLevelNamesMapping()[level.upper()]
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        _traced,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]

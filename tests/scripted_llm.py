@@ -31,25 +31,10 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from PIL import Image
 
+from tests import scripted_answers
+
 MODEL = "scripted-1"
 FORMATS = ("json_schema", "json_object", "text")
-
-_ATTRIBUTES: dict[str, dict[str, tuple[str, list[str]]]] = {
-    "main_object": {
-        "object shape": ("The outline of the object.", ["narrow", "medium", "wide"]),
-        "object pattern": ("What covers the surface of the object.", ["plain", "striped", "spotted", "checked"]),
-        "object pose": ("How the object is placed.", ["upright", "tilted", "lying"]),
-        "is print present": ("Yes when letters or a picture are on the object.", ["yes", "no"]),
-    },
-    "background": {
-        "background type": ("The kind of place around the object.", ["plain", "indoors", "outdoors", "not visible"]),
-        "is shadow present": ("Yes when the object throws a shadow.", ["yes", "no"]),
-    },
-    "global": {
-        "viewpoint": ("Where the object is seen from.", ["front", "side", "above"]),
-        "light direction": ("Where the light comes from.", ["left", "right", "even"]),
-    },
-}
 
 
 class Fault(StrEnum):
@@ -61,6 +46,7 @@ class Fault(StrEnum):
     BAD_KEY = auto()  # 401
     NO_MODEL = auto()  # 404
     SERVER_ERROR = auto()  # 500
+    GATEWAY_TIMEOUT = auto()  # 504: nobody knows whether the model behind has worked
     ECHO = auto()  # 400 that sends the whole request back
     FILTERED = auto()  # 400 of a content filter
     HTML = auto()  # 200 that is a web page
@@ -73,6 +59,7 @@ class Fault(StrEnum):
     REFUSAL = auto()
     EMPTY = auto()  # no content
     NO_CHOICES = auto()
+    NO_USAGE = auto()  # does not tell what it counted
     RENAMED = auto()  # an attribute under another name
     MISSING = auto()  # an attribute left out
     FOREIGN_TAG = auto()  # a tag that is not in the set
@@ -121,7 +108,11 @@ class ScriptedLLM:
         self._faults: deque[Fault | None] = deque()
         self._in_flight = 0
         self.arrived = threading.Event()  # a call came
-        self._socket = socket.create_server(("127.0.0.1", self.port))
+        # With the protocol named, asyncio turns Nagle's algorithm off; else each answer waits 40 ms for an ACK.
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket.bind(("127.0.0.1", self.port))
+        self._socket.listen(1024)
         self.port = self._socket.getsockname()[1]
         config = uvicorn.Config(self._app(), log_level="critical", timeout_graceful_shutdown=1, lifespan="off")
         self._server = uvicorn.Server(config)
@@ -202,6 +193,8 @@ class ScriptedLLM:
                 return _error(404, f"The model {body.get('model')} does not exist", "model_not_found")
             case Fault.SERVER_ERROR:
                 return _error(500, "The server had an error", "server_error")
+            case Fault.GATEWAY_TIMEOUT:
+                return _error(504, "The upstream server gave no answer", "timeout")
             case Fault.ECHO:
                 return _error(400, f"cannot serve {json.dumps(body)} for {call.authorization}", "bad_request")
             case Fault.FILTERED:
@@ -258,7 +251,8 @@ def _completion(call: Call) -> dict[str, Any]:
             text = text[:-1] + ", " + text[1:]  # a tagging: the same keys again
     message = {"role": "assistant", "content": text, "refusal": refusal}
     choice = {"index": 0, "message": message, "finish_reason": finish, "logprobs": None}
-    spent = {"prompt_tokens": len(json.dumps(call.body)) // 4, "completion_tokens": len(text or "") // 4}
+    limit = call.body.get("max_tokens") or call.body.get("max_completion_tokens") or 10**9
+    spent = {"prompt_tokens": _input_tokens(call), "completion_tokens": min(len(text or "") // 4, limit)}
     call.usage = {**spent, "total_tokens": sum(spent.values())}
     return {
         "id": f"chatcmpl-{hashlib.sha256(json.dumps(call.body).encode()).hexdigest()[:12]}",
@@ -266,32 +260,36 @@ def _completion(call: Call) -> dict[str, Any]:
         "created": 0,
         "model": MODEL,
         "choices": [] if call.fault is Fault.NO_CHOICES else [choice],
-        "usage": call.usage,
+        "usage": None if call.fault is Fault.NO_USAGE else call.usage,
     }
+
+
+def _input_tokens(call: Call) -> int:
+    """A token for four bytes of text, and for each 28 x 28 pixels of an image."""
+    parts = [p for m in call.body["messages"] if isinstance(m["content"], list) for p in m["content"]]
+    texts = [m["content"] for m in call.body["messages"] if isinstance(m["content"], str)]
+    texts += [part["text"] for part in parts if part["type"] == "text"]
+    texts.append(json.dumps(call.body.get("response_format", "")))
+    return sum(len(text.encode()) for text in texts) // 4 + sum(_patches(image) for image in call.images)
+
+
+def _patches(image: bytes) -> int:
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            return -(-opened.width // 28) * -(-opened.height // 28)
+    except OSError:
+        return 0
 
 
 def answer(body: dict[str, Any]) -> Any:
     """What a decent model says: read off the JSON schema, tags off the pixels of the image."""
     schema = _schema_of(body)
-    properties = schema.get("properties", {})
-    if set(properties) == set(_ATTRIBUTES):
-        return {
-            category: [{"name": name, "description": text} for name, (text, _) in named.items()]
-            for category, named in _ATTRIBUTES.items()
-        }
-    if set(properties) == {"attributes"}:
-        names = properties["attributes"]["items"]["properties"]["name"]["enum"]
-        return {"attributes": [{"name": name, "tags": _tags_of(name)} for name in names]}
-    images = _images_of(body)
-    seen = _features(images[-1]) if images else np.full(5, 0.5)
-    return {name: _tag(name, part["enum"], seen) for name, part in properties.items()}
-
-
-def _tags_of(name: str) -> list[str]:
-    for named in _ATTRIBUTES.values():
-        if name in named:
-            return named[name][1]
-    return ["yes", "no"] if name.startswith("is ") else ["low", "medium", "high"]
+    seen = [_features(image) for image in _images_of(body)]
+    said = scripted_answers.answer(body, schema, seen)
+    if said is not None:
+        return said
+    last = seen[-1] if seen else np.full(5, 0.5)
+    return {name: _tag(name, part["enum"], last) for name, part in schema.get("properties", {}).items()}
 
 
 def _tag(name: str, tags: list[str], seen: np.ndarray) -> str:
@@ -330,8 +328,13 @@ def _spoilt(value: Any, fault: Fault | None) -> Any:
             case Fault.WRONG_TYPES:
                 value = {name: [i, None, {}][i % 3] for i, name in enumerate(value)}
         return value
-    listed = next(iter(value.values()))
+    kind = next((kind for kind, items in value.items() if items), next(iter(value)))
+    listed = value[kind]
     match fault:
+        case Fault.WRONG_TYPES if not listed:
+            value[kind] = "object color"
+        case _ if not listed:
+            pass  # an answer that holds nothing has nothing to spoil
         case Fault.RENAMED:
             listed[0]["name"] = "the teddy bear's overall Appearance!"
         case Fault.MISSING:
@@ -339,7 +342,8 @@ def _spoilt(value: Any, fault: Fault | None) -> Any:
         case Fault.FOREIGN_TAG:
             listed[0]["tags"] = ["unknown", "UNKNOWN", "a=b|c;d"]
         case Fault.DUPLICATE:
-            listed += [{**listed[0], "name": listed[0]["name"].upper()}, dict(listed[0])]
+            upper = {key: text.upper() if isinstance(text, str) else text for key, text in listed[0].items()}
+            listed += [upper, dict(listed[0])]
         case Fault.MANY_TAGS:
             listed[0]["tags"] = [f"tag {i}" for i in range(2000)]
         case Fault.WRONG_TYPES:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,19 @@ from typing import Any
 import grpc
 import pyarrow as pa
 
-from hibug2 import messages, streams, tables
-from hibug2.connection import PAGE, RunLike, dataset_name, gather, new_id
-from hibug2.errors import RunStopped, UserError, from_rpc
+from hibug2 import messages, schema_edit, schema_text, streams, tables
+from hibug2.connection import PAGE, RunLike, dataset_name, new_id
+from hibug2.errors import RunStopped, from_job, from_rpc
+from hibug2.foresight import Foresight
 from hibug2.gate import StartRun, Verdict, Wanted, check_limits, comparable_runs
 from hibug2.insight import Insight, attribute_tags
+from hibug2.repair import Repair
+from hibug2.tagging import Tagging
 from hibug2.v1 import (
+    attribute_pb2,
     dataset_pb2,
     enumeration_pb2,
     model_pb2,
-    prediction_pb2,
-    repair_pb2,
     run_pb2,
     schema_pb2,
     slice_pb2,
@@ -31,7 +32,15 @@ from hibug2.v1 import (
 )
 
 _REWATCH_S = 0.5
-_ENDED = frozenset({types_pb2.JOB_STATE_SUCCEEDED, types_pb2.JOB_STATE_FAILED, types_pb2.JOB_STATE_CANCELLED})
+# A run in one of these is worked on no more before somebody acts.
+_ENDED = frozenset(
+    {
+        types_pb2.JOB_STATE_SUCCEEDED,
+        types_pb2.JOB_STATE_FAILED,
+        types_pb2.JOB_STATE_CANCELLED,
+        types_pb2.JOB_STATE_PAUSED,
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,7 @@ class ErrorRule:
     top: int | None = None
 
 
-class Client(Insight):
+class Client(Insight, Foresight, Repair, Tagging):
     """A connection to a gateway; a context manager. Every method raises HiBug2Error, UserError for bad input.
 
     A dataset is named `bears` or `datasets/bears`; a run is `abc`, `runs/abc`, `latest` or a `Run`.
@@ -130,18 +139,91 @@ class Client(Insight):
     # Schemas
 
     def import_schema(self, dataset: str, schema: Mapping[str, Any] | str | os.PathLike[str]) -> types_pb2.Schema:
-        """Store a schema, a mapping or a JSON file (YAML where PyYAML is installed); runs use it from now on."""
-        data = schema if isinstance(schema, Mapping) else _read_document(Path(schema))
+        """Store a schema, a mapping or a YAML or JSON file; runs use it from now on.
+
+        Names and tags are enough: `{"attributes": {"pose": ["sitting", "lying"]}}`. Task and classes that are not said
+        are those of the dataset.
+        """
+        data = schema if isinstance(schema, Mapping) else schema_text.read_file(Path(schema))
+        if isinstance(data, Mapping) and not {"task", "main_objects"} <= set(data):
+            about = self.dataset(dataset)
+            task = messages.word(types_pb2.Task.DESCRIPTOR, about.task)
+            data = {"task": task, "main_objects": list(about.main_objects), **data}
         request_id = new_id()
         request = schema_pb2.CreateSchemaRequest(
             parent=dataset_name(dataset), schema=messages.schema_from_json(data), request_id=request_id
         )
         return self._call(self._schemas.CreateSchema, request, request_id).schema
 
+    def generate_schema(
+        self,
+        dataset: str,
+        *,
+        model: str = "",
+        attributes: Sequence[str] = (),
+        main_objects: Sequence[str] = (),
+        pair_count: int | None = None,
+        image_count: int | None = None,
+        max_attributes: int | None = None,
+        max_tags: int | None = None,
+        seed: int = 0,
+        max_cost: float | None = None,
+        on_progress: Callable[[types_pb2.Job], object] | None = None,
+    ) -> attribute_pb2.GetGenerationResponse:
+        """Make a schema for a dataset and wait for it; runs use it from now on. Locked attributes stay as they are.
+
+        `attributes` are names that shall be in it, whose tags are found; `main_objects` says what the images show where
+        the dataset names no classes. With `model` the images and classes that it gets wrong are asked about. Without a
+        language model the schema holds what can be measured.
+        """
+        parent = dataset_name(dataset)
+        request = attribute_pb2.CreateGenerationRequest(
+            parent=parent,
+            seed=seed,
+            model=f"{parent}/models/{model}" if model and "/" not in model else model,
+            request_id=new_id(),
+            pair_count=pair_count,
+            image_count=image_count,
+            max_attributes=max_attributes,
+            max_tags=max_tags,
+            attributes=[types_pb2.Attribute(attribute=name) for name in attributes],
+            main_objects=main_objects,
+            budget=None if max_cost is None else types_pb2.Budget(amount=max_cost),
+        )
+        job = self._call(self._attributes.CreateGeneration, request, request.request_id).job
+        watched = self._read(self._attributes.WatchGeneration, attribute_pb2.WatchGenerationRequest(name=job.name))
+        for response in watched:
+            job = response.job
+            if on_progress is not None:
+                on_progress(job)
+        if job.state != types_pb2.JOB_STATE_SUCCEEDED:
+            raise from_job(job)
+        return self._call(self._attributes.GetGeneration, attribute_pb2.GetGenerationRequest(name=job.name))
+
+    def edit_schema(self, dataset: str, edits: Iterable[tuple[str, str]]) -> types_pb2.Schema:
+        """Change the current schema of a dataset and store it, unless nothing has changed; runs use it from now on.
+
+        `edits` are done in their order, as in `[("rename", "color=object color"), ("lock", "object color")]`;
+        `hibug2.schema_edit` lists them. All of them are done, or none.
+        """
+        current = self.schema(dataset)
+        before = messages.schema_to_json(current)
+        after = schema_edit.edited(before, edits)
+        return current if after == before else self.import_schema(dataset, after)
+
     def schema(self, dataset: str, schema: str = "current") -> types_pb2.Schema:
         """A schema of a dataset: the one that runs use, or the one of this id or name."""
         name = schema if "/" in schema else f"{dataset_name(dataset)}/schemas/{schema}"
         return self._call(self._schemas.GetSchema, schema_pb2.GetSchemaRequest(name=name)).schema
+
+    def schemas(self, dataset: str) -> list[types_pb2.Schema]:
+        """Every schema that a dataset has or had."""
+        parent = dataset_name(dataset)
+        return self._all(
+            lambda token: schema_pb2.ListSchemasRequest(parent=parent, page_size=PAGE, page_token=token),
+            self._schemas.ListSchemas,
+            lambda response: response.schemas,
+        )
 
     # Runs
 
@@ -156,13 +238,15 @@ class Client(Insight):
         schema: Mapping[str, Any] | os.PathLike[str] | str | None = None,
         budget: int | None = None,
         seed: int = 0,
+        max_cost: float | None = None,
         wait: bool = True,
         on_progress: Callable[[run_pb2.Run], object] | None = None,
     ) -> run_pb2.Run:
         """Run the whole pipeline for a model, and wait for its end unless `wait` is False.
 
         `schema` is an id or name of a stored schema, or a mapping or Path to import first; None takes the
-        dataset's own. `on_progress` gets each snapshot. Raises RunStopped when the run fails or is cancelled.
+        dataset's own. `max_cost` caps what is spent on language models, in the currency of the model's price.
+        `on_progress` gets each snapshot. Raises RunStopped when the run fails, pauses at its cap or is cancelled.
         """
         parent = dataset_name(dataset)
         if schema is None:
@@ -177,7 +261,7 @@ class Client(Insight):
             model=model if "/" in model else f"{parent}/models/{model}",
             schema=schema_name,
             parameters=run_pb2.RunParameters(
-                max_depth=depth, min_count=min_count, margin=margin, budget=budget, seed=seed
+                max_depth=depth, min_count=min_count, margin=margin, budget=budget, seed=seed, max_cost=max_cost
             ),
             request_id=request_id,
         )
@@ -228,9 +312,19 @@ class Client(Insight):
         """Stop a run; steps that are done stay."""
         return self._call(self._runs.CancelRun, run_pb2.CancelRunRequest(name=self._run_name(run))).run
 
-    def resume(self, run: RunLike) -> run_pb2.Run:
-        """Go on with a run that failed, was cancelled or lost its gateway. Returns at once; `watch` follows it."""
-        return self._call(self._runs.ResumeRun, run_pb2.ResumeRunRequest(name=self._run_name(run))).run
+    def resume(self, run: RunLike, *, max_cost: float | None = None) -> run_pb2.Run:
+        """Go on with a run that failed, paused, was cancelled or lost its gateway; `max_cost` is its new cap.
+
+        Returns at once; `watch` follows it.
+        """
+        request = run_pb2.ResumeRunRequest(name=self._run_name(run), max_cost=max_cost)
+        return self._call(self._runs.ResumeRun, request).run
+
+    def estimate(self, dataset: str, schema: str = "") -> run_pb2.EstimateRunResponse:
+        """What a run would ask of language models, step by step; `schema` is an id, else the dataset's own."""
+        parent = dataset_name(dataset)
+        name = schema if "/" in schema or not schema else f"{parent}/schemas/{schema}"
+        return self._call(self._runs.EstimateRun, run_pb2.EstimateRunRequest(dataset=parent, schema=name))
 
     def report(self, run: RunLike, compared: Mapping[str, str] | None = None) -> bytes:
         """The report of a run, one self-contained HTML file.
@@ -241,73 +335,6 @@ class Client(Insight):
         found = self.get_run(run)
         request = run_pb2.ReadReportRequest(name=found.name, compared_models=self._compared(found, compared or {}))
         return b"".join(response.html for response in self._read(self._runs.ReadReport, request))
-
-    # Results
-
-    def predicted(self, run: RunLike) -> pa.Table:
-        """The predicted slices of a run.
-
-        Columns: rank, tags, score, method, origin_ranks (of the error slices), replaced (the pair), similarity.
-        Empty when the run left prediction out.
-        """
-        parent = self._part(run, "prediction", empty_when_skipped=True)
-        if not parent:
-            return messages.PREDICTED.empty_table()
-        pages = self._pages(
-            lambda token: prediction_pb2.ListPredictedSlicesRequest(parent=parent, page_size=PAGE, page_token=token),
-            self._predictions.ListPredictedSlices,
-        )
-        return gather((messages.predicted_batch(p.predicted_slices) for p in pages), messages.PREDICTED)
-
-    def picks(self, run: RunLike, method: str = "lowest_mean") -> pa.Table:
-        """The pool instances that a run picked to train on, or (method="random") the random draw beside them.
-
-        Columns: instance_id, image_uri, slice_rank, slice_mean. Empty when the run left selection out.
-        """
-        found = self._finished(run, "selections", empty_when_skipped=True)
-        selection = self._selection(found, method)
-        return self._picks_of(selection) if selection else messages.PICKS.empty_table()
-
-    def compare_repair(self, run: RunLike, models: Mapping[str, str], split: str = "test") -> pa.Table:
-        """What training with the picks of a run brought, on the scored instances of `split`.
-
-        `models` maps each model that was trained again to the method of its picks (lowest_mean or random). The
-        first row is the run's own model, with the method "original"; the others follow in their order. Columns:
-        model, method, added_count, and the means overall_mean, failing_mean (instances in at least one error
-        slice), other_mean (the others); null where there is no such instance.
-        """
-        found = self._finished(run, "ranking")
-        request = repair_pb2.CompareRepairRequest(
-            ranking=found.ranking, compared_models=self._compared(found, models), split=split
-        )
-        outcomes = self._call(self._repair.CompareRepair, request).outcomes
-        return pa.Table.from_batches([messages.outcomes_batch(outcomes)])
-
-    def _compared(self, run: run_pb2.Run, models: Mapping[str, str]) -> list[repair_pb2.ComparedModel]:
-        compared = []
-        for model, method in models.items():
-            selection = self._selection(run, method)
-            if not selection:
-                raise UserError("method", f"{run.name} has no {method} picks that '{model}' could be trained with")
-            name = model if "/" in model else f"{run.dataset}/models/{model}"
-            compared.append(repair_pb2.ComparedModel(model=name, selection=selection))
-        return compared
-
-    def _selection(self, run: run_pb2.Run, method: str) -> str | None:
-        """The name of the run's selection by `method`; None when it has none."""
-        wanted = messages.number(repair_pb2.SelectionMethod.DESCRIPTOR, method, "method")
-        for name in run.selections:
-            selection = self._call(self._repair.GetSelection, repair_pb2.GetSelectionRequest(name=name))
-            if selection.method == wanted:
-                return name
-        return None
-
-    def _picks_of(self, selection: str) -> pa.Table:
-        pages = self._pages(
-            lambda token: repair_pb2.ListPicksRequest(parent=selection, page_size=PAGE, page_token=token),
-            self._repair.ListPicks,
-        )
-        return gather((messages.picks_batch(p.picks) for p in pages), messages.PICKS)
 
     # Gates
 
@@ -426,23 +453,3 @@ class Client(Insight):
 
 def _task(task: str) -> types_pb2.Task.ValueType:
     return types_pb2.Task.ValueType(messages.number(types_pb2.Task.DESCRIPTOR, task, "task"))
-
-
-def _read_document(path: Path) -> Any:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(str(path), f"cannot be read: {error}") from error
-    if path.suffix in {".yaml", ".yml"}:
-        try:
-            import yaml
-        except ImportError as error:
-            raise UserError(str(path), "needs PyYAML (`pip install pyyaml`); or give JSON") from error
-        try:
-            return yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(str(path), f"is not YAML: {error}") from error
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(str(path), f"is not JSON: {error}") from error

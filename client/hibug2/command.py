@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +11,23 @@ from rich.text import Text
 
 from hibug2 import typed
 from hibug2.errors import RunStopped, UserError
-from hibug2.session import FAILED, AddressOption, DebugOption, JsonOption, Session, verb, written
+from hibug2.predict_command import predict
+from hibug2.schema_command import schema_app
+from hibug2.session import (
+    FAILED,
+    SHOWN,
+    AddressOption,
+    DatasetArgument,
+    DebugOption,
+    JsonOption,
+    LimitOption,
+    MaxCostOption,
+    RunArgument,
+    Session,
+    verb,
+    written,
+)
+from hibug2.tagging_command import tagging_app
 
 if TYPE_CHECKING:
     from hibug2.client import Client
@@ -27,17 +42,16 @@ _EPILOG = (
     "3 the server cannot be reached; 130 interrupted. "
     "Settings: HIBUG2_ADDRESS (localhost:50051), HIBUG2_TOKEN."
 )
-_SHOWN = 20
 
 app = typer.Typer(
     help=_HELP, epilog=_EPILOG, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
 dataset_app = typer.Typer(help="Datasets: which images, and which objects in them.", no_args_is_help=True)
 scores_app = typer.Typer(help="Scores of models.", no_args_is_help=True)
-schema_app = typer.Typer(help="Attributes and tags of a dataset.", no_args_is_help=True)
 app.add_typer(dataset_app, name="dataset")
 app.add_typer(scores_app, name="scores")
 app.add_typer(schema_app, name="schema")
+app.add_typer(tagging_app, name="tagging")
 
 
 class TaskName(StrEnum):
@@ -58,13 +72,6 @@ class PickMethod(StrEnum):
     random = "random"
 
 
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Id of a run, or latest.")]
-DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET")]
-SchemaArgument = Annotated[str, typer.Argument(metavar="SCHEMA", help="Id of a schema.")]
-LimitOption = Annotated[
-    int | None,
-    typer.Option("--limit", min=1, help="Most rows.", show_default=f"{_SHOWN}; all with --json"),
-]
 DetachOption = Annotated[bool, typer.Option("--detach", help="Do not wait for the end.")]
 
 
@@ -169,12 +176,13 @@ def run(
     min_count: Annotated[int, typer.Option("--min-count", help="Fewest instances of a slice.")] = 10,
     margin: Annotated[float, typer.Option("--margin", help="How far below the overall mean.")] = 0.2,
     schema: Annotated[
-        Path | None, typer.Option("--schema", metavar="FILE", help="Attributes and tags to use (JSON or YAML).")
+        Path | None, typer.Option("--schema", metavar="FILE", help="Attributes and tags to use (YAML or JSON).")
     ] = None,
     budget: Annotated[
         int | None, typer.Option("--budget", help="Most pool instances to pick.", show_default="500")
     ] = None,
     seed: Annotated[int, typer.Option("--seed")] = 0,
+    max_cost: MaxCostOption = None,
     detach: DetachOption = False,
 ) -> None:
     """Runs the whole pipeline for a model and shows its worst slices."""
@@ -188,6 +196,7 @@ def run(
             schema=schema,
             budget=budget,
             seed=seed,
+            max_cost=max_cost,
             wait=False,
         )
         _follow(session, client, started, detach)
@@ -201,10 +210,27 @@ def watch(session: Session, run: RunArgument) -> None:
 
 
 @verb(app, "resume")
-def resume(session: Session, run: RunArgument, detach: DetachOption = False) -> None:
-    """Goes on with a run that failed, was cancelled or lost its gateway; done steps are kept."""
+def resume(session: Session, run: RunArgument, max_cost: MaxCostOption = None, detach: DetachOption = False) -> None:
+    """Goes on with a run that failed, paused, was cancelled or lost its gateway; done steps are kept."""
     with session.client() as client:
-        _follow(session, client, client.resume(run), detach)
+        _follow(session, client, client.resume(run, max_cost=max_cost), detach)
+
+
+@verb(app, "estimate")
+def estimate(
+    session: Session,
+    dataset: DatasetArgument,
+    schema: Annotated[str, typer.Option("--schema", metavar="SCHEMA", help="Id of a schema.")] = "",
+) -> None:
+    """Says what a run would ask of language models, before it is started."""
+    from hibug2 import messages, show
+
+    with session.client() as client:
+        found = client.estimate(dataset, schema)
+    if session.json:
+        session.document(messages.as_json(found))
+    else:
+        show.estimate(found, session.out)
 
 
 def _follow(session: Session, client: Client, started: Run, detach: bool = False) -> None:
@@ -225,7 +251,7 @@ def _follow(session: Session, client: Client, started: Run, detach: bool = False
     if session.json:
         return
     show.summary(ended, session.out)
-    found = messages.rows(client.slices(ended, limit=_SHOWN // 2))
+    found = messages.rows(client.slices(ended, limit=SHOWN // 2))
     show.slices(found, session.out, more=ended.summary.error_slice_count > len(found))
     name = ended.name.removeprefix("runs/")
     session.err.print(Text(f"next: hibug2 slices|families|predict|repair|report {name}", "dim"))
@@ -290,7 +316,7 @@ def slices(
             rows = messages.rows(client.slices(found, filter=filter_, order_by=order_by, limit=limit))
         else:
             # One more than is shown tells whether there are more.
-            most = limit or _SHOWN
+            most = limit or SHOWN
             rows = messages.rows(client.slices(found, filter=filter_, order_by=order_by, limit=most + 1))
     if session.json:
         session.document({"run": found.name, "overall_mean": found.summary.overall_mean, "slices": rows})
@@ -307,12 +333,12 @@ def families(session: Session, run: RunArgument, limit: LimitOption = None) -> N
     with session.client() as client:
         found = client.get_run(run)
         # One more than is shown tells whether there are more.
-        most = limit if session.json else (limit or _SHOWN) + 1
+        most = limit if session.json else (limit or SHOWN) + 1
         rows = messages.rows(client.families(found, limit=most))
     if session.json:
         session.document({"run": found.name, "overall_mean": found.summary.overall_mean, "families": rows})
     else:
-        shown = rows[: limit or _SHOWN]
+        shown = rows[: limit or SHOWN]
         show.families(shown, session.out, more=len(rows) > len(shown))
 
 
@@ -328,12 +354,12 @@ def confirm(
 
     with session.client() as client:
         found = client.get_run(run)
-        most = limit if session.json else (limit or _SHOWN) + 1
+        most = limit if session.json else (limit or SHOWN) + 1
         rows = messages.rows(client.confirm(found, seed=seed, limit=most))
     if session.json:
         session.document({"run": found.name, "slices": rows})
     else:
-        shown = rows[: limit or _SHOWN]
+        shown = rows[: limit or SHOWN]
         show.confirmed(shown, session.out, more=len(rows) > len(shown))
 
 
@@ -364,7 +390,7 @@ def ask(
 def compare(
     session: Session,
     runs: Annotated[list[str], typer.Argument(metavar="RUN RUN…", help="Runs of one dataset with the same slices.")],
-    limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="Most slices of each kind.")] = _SHOWN // 2,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="Most slices of each kind.")] = SHOWN // 2,
 ) -> None:
     """Shows models side by side: how much their worst slices agree; of two, what is worse and what has changed."""
     from hibug2 import messages, show
@@ -486,19 +512,7 @@ def gate(
         raise typer.Exit(FAILED)
 
 
-@verb(app, "predict")
-def predict(session: Session, run: RunArgument, limit: LimitOption = None) -> None:
-    """Shows slices thought to be bad that the validation data does not show."""
-    from hibug2 import messages, show
-
-    with session.client() as client:
-        found = client.get_run(run)
-        rows = messages.rows(client.predicted(found))
-    if session.json:
-        session.document({"run": found.name, "predicted_slices": rows[:limit]})
-    else:
-        shown = rows[: limit or _SHOWN]
-        show.predicted(shown, session.out, more=len(rows) > len(shown))
+verb(app, "predict")(predict)
 
 
 @verb(app, "repair")
@@ -519,7 +533,7 @@ def repair(
     if session.json:
         session.document({"run": found.name, "method": method.value, "picks": rows[:limit]})
     else:
-        show.picks(rows, session.out, limit=limit or _SHOWN)
+        show.picks(rows, session.out, limit=limit or SHOWN)
 
 
 @verb(app, "report")
@@ -604,56 +618,3 @@ def enumerate_table(
         session.document({"slice_count": found, "out": str(out.absolute())})
     else:
         session.out.print(Text(f"{found:,} slices in {out}"), soft_wrap=True)
-
-
-@verb(schema_app, "show")
-def schema_show(session: Session, dataset: DatasetArgument, schema: SchemaArgument = "current") -> None:
-    """Shows the attributes and tags of a dataset."""
-    from hibug2 import messages, show
-
-    with session.client() as client:
-        found = client.schema(dataset, schema)
-    if session.json:
-        session.document({"name": found.name, **messages.schema_to_json(found)})
-    else:
-        show.schema(found, session.out)
-
-
-@verb(schema_app, "import")
-def schema_import(
-    session: Session,
-    dataset: DatasetArgument,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON, or YAML where PyYAML is installed.")],
-) -> None:
-    """Stores a schema; the dataset's runs use it from now on."""
-    from hibug2 import messages, show
-
-    with session.client() as client:
-        stored = client.import_schema(dataset, file)
-    if session.json:
-        session.document({"name": stored.name, **messages.schema_to_json(stored)})
-    else:
-        show.schema(stored, session.out)
-
-
-@verb(schema_app, "export")
-def schema_export(
-    session: Session,
-    dataset: DatasetArgument,
-    schema: SchemaArgument = "current",
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", show_default="stdout")] = None,
-) -> None:
-    """Writes a schema as JSON, as `schema import` reads it."""
-    from hibug2 import messages
-
-    with session.client() as client:
-        found = client.schema(dataset, schema)
-    if out is None:
-        session.document(messages.schema_to_json(found))
-        return
-    with written(out) as part:
-        part.write_text(json.dumps(messages.schema_to_json(found), indent=2, ensure_ascii=False) + "\n", "utf-8")
-    if session.json:
-        session.document({"name": found.name, "out": str(out.absolute())})
-    else:
-        session.out.print(Text(f"{found.name} in {out}"), soft_wrap=True)

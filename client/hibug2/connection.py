@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -12,9 +11,11 @@ import grpc
 import pyarrow as pa
 from google.protobuf.message import Message
 
-from hibug2 import messages, streams
+from hibug2 import messages, streams, traces
+from hibug2.channel import open_channel
 from hibug2.errors import HiBug2Error, UserError, from_rpc
 from hibug2.v1 import (
+    attribute_pb2_grpc,
     dataset_pb2_grpc,
     enumeration_pb2_grpc,
     model_pb2_grpc,
@@ -24,6 +25,7 @@ from hibug2.v1 import (
     run_pb2_grpc,
     schema_pb2_grpc,
     slice_pb2_grpc,
+    tagging_pb2_grpc,
     types_pb2,
 )
 
@@ -34,30 +36,6 @@ PAGE = 1000
 
 _Request = TypeVar("_Request", bound=Message)
 _Response = TypeVar("_Response", bound=Message)
-
-_SERVICE_CONFIG = json.dumps(
-    {
-        "loadBalancingConfig": [{"round_robin": {}}],
-        "methodConfig": [
-            {
-                "name": [{}],
-                "retryPolicy": {
-                    "maxAttempts": 5,
-                    "initialBackoff": "0.2s",
-                    "maxBackoff": "2s",
-                    "backoffMultiplier": 2,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
-                },
-            }
-        ],
-    }
-)
-_OPTIONS: list[tuple[str, Any]] = [
-    ("grpc.service_config", _SERVICE_CONFIG),
-    ("grpc.enable_retries", 1),
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-]
 
 RunLike = run_pb2.Run | str
 
@@ -80,20 +58,23 @@ class Connection:
     ) -> None:
         """`address` defaults to HIBUG2_ADDRESS, then localhost:50051; `token` to HIBUG2_TOKEN.
 
+        https://host:port is TLS, http://host:port is not, host:port is where HIBUG2_TLS_CA_FILE is set (`channel.py`).
         `timeout_s` bounds each call, and how long `watch` waits for a gateway that went away.
         """
         self.address = given_address(address) or DEFAULT_ADDRESS
         self._team = team
         self._token = token or os.environ.get("HIBUG2_TOKEN")
         self._timeout_s = timeout_s
-        self._channel = grpc.insecure_channel(self.address, options=_OPTIONS)
+        self._channel = open_channel(self.address)
         self._datasets = dataset_pb2_grpc.DatasetServiceStub(self._channel)
         self._models = model_pb2_grpc.ModelServiceStub(self._channel)
         self._schemas = schema_pb2_grpc.SchemaServiceStub(self._channel)
+        self._attributes = attribute_pb2_grpc.AttributeServiceStub(self._channel)
         self._runs = run_pb2_grpc.RunServiceStub(self._channel)
         self._slices = slice_pb2_grpc.SliceServiceStub(self._channel)
         self._predictions = prediction_pb2_grpc.PredictionServiceStub(self._channel)
         self._repair = repair_pb2_grpc.RepairServiceStub(self._channel)
+        self._taggings = tagging_pb2_grpc.TaggingServiceStub(self._channel)
         self._enumeration = enumeration_pb2_grpc.EnumerationServiceStub(self._channel)
 
     def __enter__(self) -> Self:
@@ -113,7 +94,7 @@ class Connection:
     # Calls
 
     def _metadata(self, request_id: str) -> tuple[tuple[str, str | bytes], ...]:
-        found: list[tuple[str, str | bytes]] = [("x-request-id", request_id)]
+        found: list[tuple[str, str | bytes]] = [("x-request-id", request_id), *traces.headers()]
         if self._team:
             found.append(("x-hibug2-team", self._team))
         if self._token:
@@ -128,7 +109,8 @@ class Connection:
     ) -> _Response:
         request_id = request_id or new_id()
         try:
-            return method(request, timeout=self._timeout_s, metadata=self._metadata(request_id))
+            with traces.span(_call_name(request)):
+                return method(request, timeout=self._timeout_s, metadata=self._metadata(request_id))
         except grpc.RpcError as failure:
             raise from_rpc(failure, request_id=request_id, address=self.address) from failure
 
@@ -144,7 +126,8 @@ class Connection:
             yield from pieces
 
         try:
-            return method(requests(), timeout=_STREAM_S, metadata=self._metadata(request_id))
+            with traces.span(_call_name(header)):
+                return method(requests(), timeout=_STREAM_S, metadata=self._metadata(request_id))
         except grpc.RpcError as failure:
             raise from_rpc(failure, request_id=request_id, address=self.address) from failure
 
@@ -210,6 +193,10 @@ class Connection:
 
     def _part(self, run: RunLike, part: str, *, empty_when_skipped: bool = False) -> str:
         return str(getattr(self._finished(run, part, empty_when_skipped=empty_when_skipped), part))
+
+
+def _call_name(request: Message) -> str:
+    return str(request.DESCRIPTOR.name).removesuffix("Request")
 
 
 def new_id() -> str:

@@ -10,9 +10,10 @@ if TYPE_CHECKING:
     import grpc
 
     from hibug2.v1.run_pb2 import Run
-    from hibug2.v1.types_pb2 import Problem
+    from hibug2.v1.types_pb2 import Job, Problem
 
 _DETAILS = "grpc-status-details-bin"
+_PAUSED = 3  # JOB_STATE_PAUSED; the contract is imported only where it is used, for a quick start
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class UserError(HiBug2Error):
 
 
 class RunStopped(HiBug2Error):
-    """A run failed or was cancelled; `run` is its last snapshot."""
+    """A run failed, paused or was cancelled; `run` is its last snapshot."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -70,12 +71,23 @@ class RunStopped(HiBug2Error):
         if run.job.HasField("problem"):
             text = problem.message or problem.reason
             super().__init__(f"{run.name} failed: {text}", **_problem_facts(problem))
+        elif run.job.state == _PAUSED:
+            super().__init__(f"{run.name} is paused: {run.job.message}", code="RESOURCE_EXHAUSTED", reason="PAUSED")
         else:
             super().__init__(
                 f"{run.name} was cancelled; `hibug2 resume {run.name}` goes on with it",
                 code="CANCELLED",
                 reason="CANCELLED",
             )
+
+
+def from_job(job: Job) -> HiBug2Error:
+    """The error that a job which did not succeed ended with."""
+    if job.HasField("problem"):
+        return HiBug2Error(job.problem.message or f"{job.name} failed", **_problem_facts(job.problem))
+    if job.state == _PAUSED:
+        return HiBug2Error(f"{job.name} is paused: {job.message}", code="RESOURCE_EXHAUSTED", reason="PAUSED")
+    return HiBug2Error(f"{job.name} was cancelled", code="CANCELLED", reason="CANCELLED")
 
 
 def _problem_facts(problem: Problem) -> dict[str, Any]:
@@ -112,7 +124,8 @@ def from_rpc(error: grpc.RpcError, *, request_id: str, address: str) -> HiBug2Er
         reason = "UNREACHABLE"
         message = (
             f"no gateway answers at {address}: start the local one with `make up`, or name yours with "
-            f"HIBUG2_ADDRESS or --address ({message})"
+            f"HIBUG2_ADDRESS or --address; one with TLS is https://host:port, and HIBUG2_TLS_CA_FILE says who signed "
+            f"its certificate ({message})"
         )
     elif code == "DEADLINE_EXCEEDED" and not reason:
         message = f"{address} did not answer in time; try again, or give a longer timeout_s ({message})"

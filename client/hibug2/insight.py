@@ -54,7 +54,8 @@ class Insight(Connection):
         Columns: rank, tags (list of struct attribute, tag), count, scored_count, mean, drop, parent_drop,
         error_share, interval_low, interval_high, p_value, q_value, family (rank of the slice that stands for this
         one; 0 beyond those that are grouped), blame (list of struct attribute, tag, drop: each tag's part of the
-        drop). Slices of an enumeration have null in all that a model's scores would say.
+        drop), doubtful (its attributes whose tags a check found not to be relied on; the filter counts them:
+        doubtful = 0). Slices of an enumeration have null in all that a model's scores would say.
         """
         parent = self._slices_of(run)
         if order_by is None and limit is None:
@@ -85,7 +86,7 @@ class Insight(Connection):
     def families(self, run: RunLike, *, limit: int | None = None) -> pa.Table:
         """The error slices of a run (or ranking) grouped by their instances, those that cover the errors soonest first.
 
-        Columns: rank, tags, count, mean, drop, q_value, error_share of the slice that stands for the family,
+        Columns: rank, tags, count, mean, drop, q_value, error_share, doubtful of the slice that stands for the family,
         member_ranks (its own first), cover_rank (0 for a family that adds nothing to those before it), covered_share
         (of all errors, by the families so far).
         """

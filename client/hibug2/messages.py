@@ -35,11 +35,15 @@ SLICES = pa.schema(
         ("q_value", pa.float64()),
         ("family", pa.int64()),
         ("blame", _BLAME),
+        ("doubtful", pa.list_(pa.string())),
     ]
 )
 FAMILIES = pa.schema(
     [
-        *(SLICES.field(name) for name in ("rank", "tags", "count", "mean", "drop", "q_value", "error_share")),
+        *(
+            SLICES.field(name)
+            for name in ("rank", "tags", "count", "mean", "drop", "q_value", "error_share", "doubtful")
+        ),
         ("member_ranks", pa.list_(pa.int64())),
         ("cover_rank", pa.int64()),
         ("covered_share", pa.float64()),
@@ -90,6 +94,32 @@ PREDICTED = pa.schema(
         ("origin_ranks", pa.list_(pa.int64())),
         ("replaced", _PAIR),
         ("similarity", pa.float64()),
+        ("known_count", pa.int64()),
+        ("target", pa.string()),
+        ("expected_mean", pa.float64()),
+    ]
+)
+VERIFIED = pa.schema(
+    [
+        *PREDICTED,
+        ("scored_count", pa.int64()),
+        ("mean", pa.float64()),
+        ("drop", pa.float64()),
+        ("interval_low", pa.float64()),
+        ("interval_high", pa.float64()),
+        ("is_error_slice", pa.bool_()),
+    ]
+)
+VERIFIED_METHODS = pa.schema(
+    [
+        ("method", pa.string()),
+        ("pair_counts", pa.list_(pa.int32())),
+        ("predicted_count", pa.int64()),
+        *(
+            (f"{base}{name}", pa.int64() if name == "count" else pa.float64())
+            for base in ("verified_", "base_")
+            for name in ("count", "mean_drop", "interval_low", "interval_high", "error_slice_share")
+        ),
     ]
 )
 PICKS = pa.schema(
@@ -98,6 +128,39 @@ PICKS = pa.schema(
         ("image_uri", pa.string()),
         ("slice_rank", pa.int64()),
         ("slice_mean", pa.float64()),
+        ("tags", TAGS),
+        ("pool_index", pa.int64()),
+        ("predicted_label", pa.string()),
+        ("value", pa.float64()),
+    ]
+)
+PICKED_METHODS = pa.schema(
+    [
+        ("method", pa.string()),
+        ("pick_count", pa.int64()),
+        ("shared_count", pa.int64()),
+        ("matching_count", pa.int64()),
+    ]
+)
+NEEDS = pa.schema(
+    [
+        ("slice_rank", pa.int64()),
+        ("slice_mean", pa.float64()),
+        ("tags", TAGS),
+        ("pool_count", pa.int64()),
+        ("missing_count", pa.int64()),
+        ("description", pa.string()),
+        ("prompt", pa.string()),
+    ]
+)
+_GROUP = pa.struct(
+    [
+        ("group", pa.string()),
+        ("scored_count", pa.int64()),
+        ("mean", pa.float64()),
+        ("change", pa.float64()),
+        ("change_low", pa.float64()),
+        ("change_high", pa.float64()),
     ]
 )
 OUTCOMES = pa.schema(
@@ -108,10 +171,11 @@ OUTCOMES = pa.schema(
         ("overall_mean", pa.float64()),
         ("failing_mean", pa.float64()),
         ("other_mean", pa.float64()),
+        ("groups", pa.list_(_GROUP)),
     ]
 )
 # Those that SliceScore calls the same.
-_SCORE_FIELDS = SLICES.names[3:-2]
+_SCORE_FIELDS = SLICES.names[3:-3]
 
 
 # JSON
@@ -209,6 +273,7 @@ def slices_batch(slices: Iterable[slice_pb2.Slice]) -> pa.RecordBatch:
 
 def _slice_row(found: slice_pb2.Slice) -> dict[str, Any]:
     row: dict[str, Any] = {"rank": found.rank or None, "tags": _pairs(found.tags), "count": found.instance_count}
+    row["doubtful"] = list(found.doubtful)
     if found.HasField("score"):
         row |= _fields(found.score, _SCORE_FIELDS)
         row["family"] = found.score.family_rank
@@ -283,7 +348,9 @@ def predicted_batch(predicted: Iterable[prediction_pb2.PredictedSlice]) -> pa.Re
                 "method": word(method, p.method),
                 "origin_ranks": list(p.origin_ranks),
                 "replaced": _pair(p.replaced) if p.HasField("replaced") else None,
-                "similarity": p.similarity,
+                "similarity": p.similarity if p.HasField("replaced") else None,
+                "target": p.target or None,
+                **_fields(p, ["known_count", "expected_mean"]),
             }
             for p in predicted
         ],
@@ -291,9 +358,58 @@ def predicted_batch(predicted: Iterable[prediction_pb2.PredictedSlice]) -> pa.Re
     )
 
 
+def verified_table(
+    predicted: Sequence[pa.Table], verified: Sequence[prediction_pb2.VerifiedPrediction]
+) -> tuple[pa.Table, pa.Table]:
+    """The methods (VERIFIED_METHODS) and the slices (VERIFIED) of predictions, each with its slices in rank order."""
+    method = prediction_pb2.PredictionMethod.DESCRIPTOR
+    methods = []
+    for v in verified:
+        row: dict[str, Any] = {
+            "method": word(method, v.method),
+            "pair_counts": list(v.pair_counts),
+            "predicted_count": v.predicted_slice_count,
+        }
+        for base, drop in (("verified_", v.verified), ("base_", v.base)):
+            told = _fields(drop, ["mean_drop", "interval_low", "interval_high", "error_slice_share"])
+            row |= {f"{base}count": drop.slice_count, **{f"{base}{name}": value for name, value in told.items()}}
+        methods.append(row)
+    slices = [
+        {**row, **_fields(s, VERIFIED.names[len(PREDICTED) :])}
+        for table, v in zip(predicted, verified, strict=True)
+        for row, s in zip(table.to_pylist(), v.slices, strict=True)
+    ]
+    return pa.Table.from_pylist(methods, VERIFIED_METHODS), pa.Table.from_pylist(slices, VERIFIED)
+
+
 def picks_batch(picks: Iterable[repair_pb2.Pick]) -> pa.RecordBatch:
-    """Picks as a batch of PICKS; slice_rank is 0 for a random pick."""
-    return pa.RecordBatch.from_pylist([{n: getattr(p, n) for n in PICKS.names} for p in picks], schema=PICKS)
+    """Picks as a batch of PICKS; slice_rank is 0 for a pick that no slice asked for."""
+    rows = [
+        {
+            **_fields(p, ["instance_id", "image_uri", "slice_rank", "slice_mean", "pool_index"]),
+            "tags": _pairs(p.tags),
+            "predicted_label": p.predicted_label or None,
+            "value": p.value if p.HasField("value") else None,
+        }
+        for p in picks
+    ]
+    return pa.RecordBatch.from_pylist(rows, schema=PICKS)
+
+
+def picked_methods(response: repair_pb2.GetSelectionResponse) -> pa.Table:
+    """What each method of a selection picked, as PICKED_METHODS."""
+    kind = repair_pb2.SelectionMethod.DESCRIPTOR
+    rows = [
+        {"method": word(kind, m.method), **_fields(m, ["pick_count", "shared_count", "matching_count"])}
+        for m in response.methods
+    ]
+    return pa.Table.from_pylist(rows, PICKED_METHODS)
+
+
+def needs_batch(needs: Iterable[repair_pb2.DataNeed]) -> pa.RecordBatch:
+    """Data to collect as a batch of NEEDS."""
+    names = [name for name in NEEDS.names if name != "tags"]
+    return pa.RecordBatch.from_pylist([{**_fields(n, names), "tags": _pairs(n.tags)} for n in needs], schema=NEEDS)
 
 
 def outcomes_batch(outcomes: Iterable[repair_pb2.RepairOutcome]) -> pa.RecordBatch:
@@ -308,6 +424,7 @@ def outcomes_batch(outcomes: Iterable[repair_pb2.RepairOutcome]) -> pa.RecordBat
                 "overall_mean": o.overall_mean,
                 "failing_mean": o.failing_mean if o.HasField("failing_mean") else None,
                 "other_mean": o.other_mean if o.HasField("other_mean") else None,
+                "groups": [_group(g) for g in o.groups],
             }
             for o in outcomes
         ],
@@ -330,7 +447,7 @@ def enumeration_schema(scores: Sequence[str], judged: bool = False) -> pa.Schema
 
 
 def schema_to_json(schema: types_pb2.Schema) -> dict[str, Any]:
-    """The exported form of a schema: task, main_objects, attributes. `schema_from_json` reads it back."""
+    """The exported form of a schema: task, main_objects, attributes. `schema_from_json` reads exactly it back."""
     return {
         "task": word(types_pb2.Task.DESCRIPTOR, schema.task),
         "main_objects": list(schema.main_objects),
@@ -349,18 +466,24 @@ def _attribute_to_json(attribute: types_pb2.Attribute) -> dict[str, Any]:
         out["description"] = attribute.description
     if attribute.HasField("measure"):
         out["measure"] = {"name": attribute.measure.measure, "edges": list(attribute.measure.edges)}
-    if attribute.sources:
-        out["sources"] = list(attribute.sources)
+    out["sources"] = list(attribute.sources)  # even none: without the word an attribute is the user's
     if attribute.locked:
         out["locked"] = True
     return out
 
 
 def schema_from_json(data: Any) -> types_pb2.Schema:
-    """The schema that `data` says, read but not judged: the server checks the rules. UserError names the field."""
+    """The schema that `data` says, read but not judged: the server checks the rules. UserError names the field.
+
+    An attribute needs a name and tags; it is one of the main object, tagged by the language model and from the user
+    where nothing else is said. `attributes` may map names to tags. A `name` of the schema is passed over.
+    """
     if not isinstance(data, Mapping):
         raise UserError("schema", "must be an object with task, main_objects and attributes")
+    _refuse_strangers(data, ("name", "task", "main_objects", "attributes"), "schema")
     attributes = data.get("attributes")
+    if isinstance(attributes, Mapping):
+        attributes = [{"name": name, "tags": tags} for name, tags in attributes.items()]
     if not isinstance(attributes, list):
         raise UserError("schema.attributes", "must be a list")
     task = number(types_pb2.Task.DESCRIPTOR, str(data.get("task", "")), "schema.task")
@@ -373,28 +496,43 @@ def schema_from_json(data: Any) -> types_pb2.Schema:
 
 def _attribute_from_json(data: Any, where: str) -> types_pb2.Attribute:
     if not isinstance(data, Mapping):
-        raise UserError(where, "must be an object with name, category and tags")
-    for key in ("name", "category", "tags"):
-        if key not in data:
-            raise UserError(f"{where}.{key}", "is missing")
-    category = number(types_pb2.Category.DESCRIPTOR, str(data["category"]), f"{where}.category")
+        raise UserError(where, "must be an object with name and tags")
+    known = ("name", "category", "tags", "tagger", "description", "measure", "sources", "locked")
+    _refuse_strangers(data, known, where)
+    if "name" not in data:
+        raise UserError(f"{where}.name", "is missing")
+    if "tags" not in data:
+        raise UserError(
+            f"{where}.tags",
+            f"'{data['name']}' has none; list two or more, or have them found by `hibug2 schema generate --attribute`",
+        )
+    category = number(types_pb2.Category.DESCRIPTOR, str(data.get("category", "main_object")), f"{where}.category")
     tagger = number(types_pb2.Tagger.DESCRIPTOR, str(data.get("tagger", "vlm")), f"{where}.tagger")
-    measure = data.get("measure")
+    measure, locked = data.get("measure"), data.get("locked", False)
+    if not isinstance(locked, bool):
+        raise UserError(f"{where}.locked", f"must be true or false, not {locked!r}")
     return types_pb2.Attribute(
         attribute=str(data["name"]),
         category=types_pb2.Category.ValueType(category),
         tags=_texts(data["tags"], f"{where}.tags"),
         tagger=types_pb2.Tagger.ValueType(tagger),
-        description=str(data.get("description", "")),
+        description=str(data.get("description") or ""),
         measure=None if measure is None else _measure_from_json(measure, f"{where}.measure"),
-        sources=_texts(data.get("sources", []), f"{where}.sources"),
-        locked=data.get("locked", False) is True,
+        sources=_texts(data.get("sources", ["user"]), f"{where}.sources"),
+        locked=locked,
     )
+
+
+def _refuse_strangers(data: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    """A word that nobody reads is a slip of the pen, and what was meant would be lost."""
+    if strange := [str(key) for key in data if key not in known]:
+        raise UserError(f"{where}.{strange[0]}", f"is not known here; what may be said is {', '.join(known)}")
 
 
 def _measure_from_json(data: Any, where: str) -> types_pb2.Measure:
     if not isinstance(data, Mapping) or "name" not in data:
         raise UserError(where, "must be an object with name and edges")
+    _refuse_strangers(data, ("name", "edges"), where)
     try:
         return types_pb2.Measure(measure=str(data["name"]), edges=[float(e) for e in data.get("edges", [])])
     except (TypeError, ValueError) as error:
@@ -405,7 +543,16 @@ def _texts(data: Any, where: str) -> list[str]:
     if not isinstance(data, list):
         raise UserError(where, "must be a list")
     for i, item in enumerate(data):
-        # YAML reads a bare yes as true, which is not the tag that was meant.
+        # Readers of YAML make a bare yes true, which is not the tag that was meant.
         if not isinstance(item, str):
             raise UserError(f"{where}[{i}]", f"must be text, not {item!r}; put it in quotes")
     return list(data)
+
+
+def _group(outcome: repair_pb2.GroupOutcome) -> dict[str, Any]:
+    changed = ("change", "change_low", "change_high")
+    return {
+        "group": word(repair_pb2.RepairGroup.DESCRIPTOR, outcome.group),
+        **_fields(outcome, ["scored_count", "mean"]),
+        **(_fields(outcome, changed) if outcome.HasField("change") else dict.fromkeys(changed)),
+    }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from hibug2.v1.run_pb2 import Run, Step
+    from hibug2.v1.types_pb2 import Job
 
 # A line at every tenth of a step is enough for a log.
 _TENTHS = 10
@@ -88,6 +90,28 @@ def _lines(runs: Iterable[Run], console: Console) -> Iterator[Run]:
                 seen[i] = mark
                 console.print(Text(f"{step_word(step)}: {facts(step)}"), soft_wrap=True)
         yield run
+
+
+@contextmanager
+def of_job(console: Console) -> Iterator[Callable[[Job], None]]:
+    """A function that shows the snapshots of one job: its step as a live line, elsewhere a line a step."""
+    if console.is_terminal:
+        with console.status("") as status:
+            yield lambda job: status.update(Text(_told(job)))
+        return
+    seen: set[str] = set()
+
+    def tell(job: Job) -> None:
+        if job.step and job.step not in seen:
+            seen.add(job.step)
+            console.print(Text(_told(job)), soft_wrap=True)
+
+    yield tell
+
+
+def _told(job: Job) -> str:
+    count = f": {job.done_count:,} of {job.total_count:,}" if job.total_count else ""
+    return f"{job.step}{count}"
 
 
 def step_word(step: Step) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.text import Text
+from typer.core import TyperCommand
 
 from hibug2.errors import HiBug2Error, RunStopped, UserError
 
@@ -72,10 +73,26 @@ AddressOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer with one JSON document on stdout.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET")]
+MaxCostOption = Annotated[
+    float | None,
+    typer.Option("--max-cost", help="Most to spend on language models, in the currency of the model's price."),
+]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Id of a run, or latest.")]
+SHOWN = 20  # rows that are shown where nobody says how many
+LimitOption = Annotated[
+    int | None,
+    typer.Option("--limit", min=1, help="Most rows.", show_default=f"{SHOWN}; all with --json"),
+]
 
 
-def verb(group: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a verb whose first parameter is the Session: adds the common options and turns errors into exits."""
+def verb(
+    group: typer.Typer, name: str, cls: type[TyperCommand] | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a verb whose first parameter is the Session: adds the common options and turns errors into exits.
+
+    `cls` is the command's class where its arguments are read in a way of their own.
+    """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
@@ -106,7 +123,7 @@ def verb(group: typer.Typer, name: str) -> Callable[[Callable[..., None]], Calla
         del call.__wrapped__
         call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         call.__annotations__ = {p.name: p.annotation for p in parameters}
-        group.command(name)(call)
+        group.command(name, cls=cls)(call)
         return function
 
     return register

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from hibug2.gate import Verdict
     from hibug2.insight import Comparison
     from hibug2.v1.dataset_pb2 import Dataset
-    from hibug2.v1.run_pb2 import Run, RunSummary
-    from hibug2.v1.types_pb2 import Schema
+    from hibug2.v1.run_pb2 import EstimateRunResponse, Run, RunSummary
+    from hibug2.v1.tagging_pb2 import TagQuality
+    from hibug2.v1.types_pb2 import Cost, Schema
 
 _BAR_CELLS = 10
 _REASONS = 20
@@ -32,12 +33,14 @@ def _table(*columns: str, right: Sequence[str] = ()) -> Table:
     return table
 
 
-def _tags(tags: Sequence[Mapping[str, str]]) -> Text:
+def _tags(tags: Sequence[Mapping[str, str]], doubtful: Sequence[str] | None = ()) -> Text:
     text = Text()
     for i, pair in enumerate(tags):
         text.append(" · " if i else "", style="dim")
         text.append(f"{pair['attribute']}: ", style="dim")
         text.append(pair["tag"])
+        if pair["attribute"] in (doubtful or ()):
+            text.append(" (doubtful)", style="yellow")
     return text
 
 
@@ -74,7 +77,7 @@ def slices(rows: Sequence[Row], console: Console, *, more: bool = False) -> None
     for row in rows:
         cells = [
             Text(str(row["rank"] or "")),
-            _tags(row["tags"]),
+            _tags(row["tags"], row.get("doubtful")),
             Text(f"{row['count']:,}"),
             _number(row["mean"]),
             Text("–") if row["drop"] is None else _bar(row["drop"], largest, console),
@@ -97,7 +100,7 @@ def families(rows: Sequence[Row], console: Console, *, more: bool = False) -> No
     for row in rows:
         table.add_row(
             Text(str(row["rank"])),
-            _tags(row["tags"]),
+            _tags(row["tags"], row.get("doubtful")),
             Text(f"{row['count']:,}"),
             _number(row["mean"]),
             Text("–") if row["drop"] is None else _bar(row["drop"], largest, console),
@@ -233,23 +236,62 @@ def verdict(found: Verdict, console: Console) -> None:
 
 
 def predicted(rows: Sequence[Row], console: Console, *, more: bool = False) -> None:
-    """Predicted slices and the tag that was replaced in each."""
+    """Predicted slices of one method with what they come from, or where they were verified what came of them."""
     if not rows:
         console.print("No predicted slices.")
         return
-    right = ("rank", "score", "like", "from rank")
-    table = _table("rank", "slice", "score", "replaced", "like", "from rank", right=right)
+    kinds: dict[str, Callable[[Row], Text]]
+    if "is_error_slice" in rows[0]:
+        kinds = {
+            "count": lambda row: Text(f"{row['scored_count']:,}"),
+            "mean": lambda row: _number(row["mean"]),
+            "95%": lambda row: _interval(row["interval_low"], row["interval_high"]),
+            "drop": lambda row: _number(row["drop"]),
+            "error": lambda row: Text("yes" if row["is_error_slice"] else ""),
+        }
+    elif rows[0]["method"] == "tag_substitution":
+        kinds = {
+            "replaced": lambda row: _tags([row["replaced"]] if row["replaced"] else []),
+            "like": lambda row: _number(row["similarity"], 2),
+            "from rank": lambda row: Text(", ".join(str(r) for r in row["origin_ranks"][:3])),
+        }
+    elif rows[0]["method"] == "instruction":
+        kinds = {"taken for": lambda row: Text(row["target"] or "")}
+    else:
+        kinds = {"expected": lambda row: _number(row["expected_mean"])}
+    right = ("rank", "score", "like", "from rank", "expected", "seen", "count", "mean", "95%", "drop")
+    table = _table("rank", "slice", "score", *kinds, *["seen"] * ("count" not in kinds), right=right)
     for row in rows:
-        table.add_row(
-            Text(str(row["rank"])),
-            _tags(row["tags"]),
-            _number(row["score"]),
-            _tags([row["replaced"]] if row["replaced"] else []),
-            _number(row["similarity"], 2),
-            Text(", ".join(str(r) for r in row["origin_ranks"][:3])),
-        )
+        cells = [Text(str(row["rank"])), _tags(row["tags"]), _number(row["score"])]
+        cells += [cell(row) for cell in kinds.values()]
+        cells += [Text("–" if row["known_count"] is None else str(row["known_count"]))] * ("count" not in kinds)
+        table.add_row(*cells)
     console.print(table)
     _say_more(more, console)
+
+
+def verified(rows: Sequence[Row], console: Console) -> None:
+    """How far each method's predictions lie below the overall mean, beside random combinations that were unseen too."""
+    right = ("pairs", "predicted", "verified", "drop", "95%", "errors", "random", "random drop", "random errors")
+    table = _table("method", *right, right=right)
+    for row in rows:
+        table.add_row(
+            Text(row["method"]),
+            Text(", ".join(str(n) for n in row["pair_counts"])),
+            Text(f"{row['predicted_count']:,}"),
+            Text(f"{row['verified_count']:,}"),
+            _number(row["verified_mean_drop"]),
+            _interval(row["verified_interval_low"], row["verified_interval_high"]),
+            _share(row["verified_error_slice_share"]),
+            Text(f"{row['base_count']:,}"),
+            _number(row["base_mean_drop"]),
+            _share(row["base_error_slice_share"]),
+        )
+    console.print(table)
+
+
+def _interval(low: float | None, high: float | None) -> Text:
+    return Text("–" if low is None or high is None else f"{low:.2f} … {high:.2f}")
 
 
 def picks(rows: Sequence[Row], console: Console, *, limit: int) -> None:
@@ -326,6 +368,37 @@ def summary(run: Run, console: Console) -> None:
         soft_wrap=True,
     )
     console.print(f"{s.predicted_slice_count:,} predicted slices, {s.pick_count:,} picks", highlight=False)
+    if run.job.cost.call_count:
+        console.print(Text(f"{cost(run.job.cost)} of language models"))
+
+
+def cost(found: Cost) -> str:
+    """`1,200 calls, 2,400,000 + 60,000 tokens, 0.41 USD`."""
+    parts = [f"{found.call_count:,} calls", f"{found.input_token_count:,} + {found.output_token_count:,} tokens"]
+    if found.HasField("amount"):
+        parts.append(_money(found))
+    return ", ".join(parts)
+
+
+def _money(found: Cost) -> str:
+    return f"{found.amount:,.2f} {found.currency}" if found.amount >= 1 else f"{found.amount:.2g} {found.currency}"
+
+
+def estimate(found: EstimateRunResponse, console: Console) -> None:
+    """What each step would ask of a language model."""
+    from hibug2 import messages
+    from hibug2.v1 import run_pb2
+
+    if not found.steps:
+        console.print("No step asks a language model.")
+        return
+    right = ("calls", "tokens in", "tokens out", "cost")
+    table = _table("step", *right, "taken for granted", right=right)
+    rows = [(messages.word(run_pb2.StepKind.DESCRIPTOR, step.kind), step.cost, step.assumption) for step in found.steps]
+    for name, spent, assumption in (*rows, ("in all", found.total, "")):
+        counts = (f"{n:,}" for n in (spent.call_count, spent.input_token_count, spent.output_token_count))
+        table.add_row(name, *counts, _money(spent), Text(assumption))
+    console.print(table)
 
 
 def _belief(s: RunSummary) -> str:
@@ -341,21 +414,74 @@ def _belief(s: RunSummary) -> str:
     return f" ({s.significant_slice_count:,} at q ≤ 0.05{chance}) in {s.family_count:,} {families},"
 
 
-def schema(found: Schema, console: Console) -> None:
-    """The attributes of a schema and their tags."""
+def schema(found: Schema, console: Console, doubts: Mapping[str, str] | None = None) -> None:
+    """The attributes of a schema and their tags; `doubts` says why some are not to be relied on."""
     from hibug2 import messages
     from hibug2.v1 import types_pb2
 
     console.print(Text(found.name, "bold"))
-    table = _table("attribute", "category", "tagger", "tags")
+    table = _table("attribute", "category", "tagger", "from", "tags")
     for attribute in found.attributes:
         table.add_row(
-            Text(attribute.attribute),
+            Text.assemble(
+                attribute.attribute,
+                *[(" (locked)", "dim")] * attribute.locked,
+                *[(" (doubtful)", "yellow")] * (attribute.attribute in (doubts or {})),
+            ),
             messages.word(types_pb2.Category.DESCRIPTOR, attribute.category),
             messages.word(types_pb2.Tagger.DESCRIPTOR, attribute.tagger),
+            Text(", ".join(attribute.sources)),
             Text(", ".join(attribute.tags)),
         )
     console.print(table)
+    for name, why in (doubts or {}).items():
+        console.print(Text.assemble((f"{name}: ", "yellow"), why), soft_wrap=True)
+
+
+def quality(found: TagQuality, console: Console) -> None:
+    """What a check of tags found, a line an attribute."""
+    from hibug2 import messages
+
+    console.print(Text(found.tagging, "bold"), soft_wrap=True)
+    right = ("unknown", "not visible", "same again", "kappa")
+    table = _table("attribute", "tagger", "unknown", "not visible", "same again", "kappa", "beside", "", right=right)
+    for row in (messages.as_json(attribute) for attribute in found.attributes):
+        again = row["retagged"] or {"share": None, "kappa": None}
+        beside = [
+            f"{r['reference']} {'–' if r['agreement']['kappa'] is None else format(r['agreement']['kappa'], '.2f')}"
+            for r in row["references"]
+        ]
+        table.add_row(
+            Text(row["attribute"]),
+            row["tagger"],
+            _share(row["unknown_share"]),
+            _share(row["not_visible_share"]),
+            _share(again["share"]),
+            _number(again["kappa"], 2),
+            Text(", ".join(beside)),
+            Text("doubtful", "yellow") if row["doubt"] else Text(),
+        )
+    console.print(table)
+    for attribute in found.attributes:
+        if attribute.doubt:
+            console.print(Text.assemble((f"{attribute.attribute}: ", "yellow"), attribute.doubt), soft_wrap=True)
+    asked = (
+        f"{found.sampled_count:,} instances tagged again by {found.model}" if found.model else "nothing tagged again"
+    )
+    console.print(Text(f"{asked}; kappa is agreement beyond chance, doubtful below {found.min_kappa:g}", "dim"))
+
+
+def schemas(found: Iterable[Schema], current: str, console: Console) -> None:
+    """A line a schema; `current` is the name of the one that runs use."""
+    table = _table("schema", "attributes", "locked", "", right=("attributes", "locked"))
+    for schema in found:
+        table.add_row(
+            Text(schema.name.rpartition("/")[2]),
+            f"{len(schema.attributes):,}",
+            f"{sum(attribute.locked for attribute in schema.attributes):,}",
+            "current" if schema.name == current else "",
+        )
+    console.print(table if table.row_count else "No schemas.")
 
 
 def _time(stamp: Timestamp) -> str:

@@ -18,7 +18,7 @@ def any_of(texts: Iterable[str], field: str) -> dict[str, list[str]]:
         attribute, tags = _attribute(text, field)
         if attribute in found:
             raise UserError(field, f"names '{attribute}' twice; give its tags together: \"{attribute}: tag, tag\"")
-        found[attribute] = _parts(tags, field)
+        found[attribute] = parts(tags, field)
     return found
 
 
@@ -26,7 +26,7 @@ def threshold(text: str, field: str) -> tuple[dict[str, str], float]:
     """The tags of a slice and its limit, from "attribute: tag, attribute: tag=0.1"."""
     tags, limit = _limit(text, field, "pose: sitting=0.1")
     found: dict[str, str] = {}
-    for part in _parts(tags, field):
+    for part in parts(tags, field):
         attribute, tag = _attribute(part, field)
         if attribute in found:
             raise UserError(field, f"'{text}' names '{attribute}' twice; a slice has one tag of each attribute")
@@ -63,12 +63,12 @@ def _attribute(text: str, field: str) -> tuple[str, str]:
     return attribute.strip(), rest.strip()
 
 
-def _parts(text: str, field: str) -> list[str]:
+def parts(text: str, field: str) -> list[str]:
     """The parts of a list with commas, of which those in double quotes may hold commas themselves."""
     try:
-        parts = [part.strip() for part in next(csv.reader([text], skipinitialspace=True))]
+        found = [part.strip() for part in next(csv.reader([text], skipinitialspace=True))]
     except csv.Error as error:
         raise UserError(field, f"'{text}' cannot be read: {error}") from error
-    if not parts or not all(parts):
+    if not found or not all(found):
         raise UserError(field, f"'{text}' names nothing, or has a comma with nothing beside it")
-    return parts
+    return found

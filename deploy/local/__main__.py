@@ -1,4 +1,4 @@
-"""`python -m deploy.local up | down | serve`: the local stack in the background, or in the foreground."""
+"""`python -m deploy.local up [--containers] | down | serve`: the local stack, in the background or not."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+from deploy.local import containers
 from deploy.local.stack import Stack
 from shared import logs
 from shared.config import ImageSettings
@@ -89,9 +90,20 @@ def main(arguments: list[str]) -> int:
     if arguments == ["serve"]:
         asyncio.run(serve())
         return 0
-    if arguments in (["up"], ["down"]):
-        return up() if arguments == ["up"] else down()
-    print("usage: python -m deploy.local up | down | serve", file=sys.stderr)
+    if arguments == ["up"]:
+        return up()
+    if arguments == ["up", "--containers"]:
+        engine = containers.compose()
+        if engine is not None:
+            return containers.up(engine)
+        print("no engine that runs compose files is here (docker or podman): the stack starts embedded instead")
+        return up()
+    if arguments == ["down"]:
+        engine = containers.compose()
+        if engine is not None and containers.are_up(engine):
+            return containers.down(engine)
+        return down()
+    print("usage: python -m deploy.local up [--containers] | down | serve", file=sys.stderr)
     return 2
 
 

@@ -153,7 +153,7 @@ async def main() -> None:
     FOLDER.mkdir()
     logs.configure("warning")
     async with Stack(FOLDER, (FOLDER.resolve().as_uri(),)) as stack:
-        await asyncio.to_thread(debug, stack.address)
+        await asyncio.to_thread(debug, f"http://{stack.address}")
     console.print(f"Done in {time.monotonic() - started:.0f} s.")
 
 

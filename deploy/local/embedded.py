@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 
+from deploy.local.plain import PLAIN
 from services.enumeration.config import Settings
 from services.enumeration.server import start_server
 from shared import logs
@@ -22,6 +23,7 @@ def enumeration() -> Iterator[str]:
     """The address of an enumeration server that lives as long as the context."""
     logs.configure("warning")
     settings = Settings(
+        **PLAIN,
         listen="127.0.0.1:0",
         metrics_port=0,
         drain_s=0.0,
@@ -38,7 +40,7 @@ def enumeration() -> Iterator[str]:
         except BaseException as error:
             started.set_exception(error)
             raise
-        started.set_result(running.address)
+        started.set_result(f"http://{running.address}")
         await stop.wait()
         await running.stop()
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deploy.local.plain import PLAIN
 from deploy.local.redis import embedded_redis
 from services.attribute import config as attribute_config
 from services.attribute import server as attribute
@@ -29,6 +30,8 @@ from services.repair import config as repair_config
 from services.repair import server as repair
 from services.tagging import config as tagging_config
 from services.tagging import server as tagging
+from shared import traces
+from shared.config import ServiceSettings
 from shared.rpc.server import RunningServer
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -71,6 +74,7 @@ class Stack:
 
     async def _start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._exits.enter_context(traces.sending("stack", self._settings(ServiceSettings).otlp_endpoint))
         self.redis_url = await asyncio.to_thread(self._exits.enter_context, embedded_redis())
         for name, (settings, start) in BACKENDS.items():
             running = await start(self._settings(settings))
@@ -98,6 +102,7 @@ class Stack:
             "store_url": (self.folder / "store").resolve().as_uri(),
             "redis_url": self.redis_url,
             "image_prefixes": self.image_prefixes,
+            **PLAIN,
             **self.settings,
             **more,
         }
@@ -114,7 +119,7 @@ class Stack:
             "HIBUG2_METRICS_PORT": "0",
             "HIBUG2_LOG_LEVEL": "warning",
             "PYTHONPATH": os.pathsep.join([str(_ROOT), str(_ROOT / "client")]),
-            **{f"HIBUG2_{k.upper()}": str(v) for k, v in self.settings.items()},
+            **{f"HIBUG2_{k.upper()}": str(v) for k, v in {**PLAIN, **self.settings}.items()},
         }
         for _ in range(count):
             worker = subprocess.Popen([sys.executable, "-m", "services.tagging", "worker"], env=environment)

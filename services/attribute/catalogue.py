@@ -61,6 +61,12 @@ def catalogue_measures(task: Task, has_boxes: bool) -> tuple[str, ...]:
     return tuple(entry.measure for entry in catalogue() if _applies(entry, task, has_boxes))
 
 
+def measurable(values: NDArray[np.float64], names: Sequence[str]) -> tuple[str, ...]:
+    """Those of the measures `names` (m,) that more than a few of the rows of `values` (n, m) float64 have."""
+    known = np.isfinite(values).mean(axis=0) if len(values) else np.zeros(len(names))
+    return tuple(name for name, share in zip(names, known, strict=True) if share >= LEAST_MEASURED)
+
+
 def measured_attributes(
     values: NDArray[np.float64], names: Sequence[str], task: Task, has_boxes: bool
 ) -> tuple[Attribute, ...]:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import zip_longest
 
 from shared.schema import NOT_VISIBLE, UNKNOWN_TAG, Attribute, Category, Tagger
 
-DIRECT = "direct"  # the source of attributes that the direct query found
+# Where an attribute came from.
+DIRECT = "direct"
+COMPARISON = "comparison"
+DIFFICULTY = "difficulty"
+USER = "user"
 
+Proposed = Mapping[Category, Sequence[tuple[str, str]]]  # names and descriptions, as a model gave them
+
+MAX_GATHERED = 200  # what is checked in one question; no dataset has so many that differ
 _OBJECT = "object"
 _MAX_WORDS = 8
 _MAX_CHARACTERS = 60
@@ -65,11 +73,11 @@ _MEASURED_AS: Mapping[str, tuple[str, ...]] = {
     "object_extent": ("object size", "object scale", "object relative size"),
     "object_resolution": ("object pixel size",),
     "object_aspect": ("object aspect ratio", "object proportions"),
-    "object_horizontal_position": ("object position horizontally",),
-    "object_vertical_position": ("object position vertically",),
+    "object_horizontal_position": ("object position horizontally", "object position", "object location"),
+    "object_vertical_position": ("object position vertically", "object height in frame", "object position in frame"),
     "object_symmetry": ("symmetry",),
     "object_texture": ("object texture strength",),
-    "object_truncation": ("is object truncated", "is object cut off", "object cropping"),
+    "object_truncation": ("is object at border", "is object truncated", "is object cut off", "object cropping"),
 }
 
 
@@ -80,6 +88,7 @@ class Candidate:
     name: str
     category: Category
     description: str
+    sources: tuple[str, ...] = (DIRECT,)
 
 
 @dataclass(frozen=True)
@@ -90,36 +99,140 @@ class Dropped:
     reason: str
 
 
-def candidates(
-    proposed: Mapping[Category, Sequence[tuple[str, str]]],
-    main_objects: Sequence[str],
-    taken: Sequence[Attribute],
-    limit: int,
-) -> tuple[list[Candidate], list[Dropped]]:
-    """At most `limit` attributes out of `proposed` (name, description), by category and in the order given.
+@dataclass(frozen=True)
+class Merged:
+    """What stands in the schema under another name, and why."""
 
-    Names become short, lower case and clean, with "object" in place of each of `main_objects`. What is vague, there
-    twice, the class itself, or already covered by `taken` is dropped. Over the limit, the last of each category go.
+    name: str
+    into: str
+    reason: str
+
+
+class Gathering:
+    """The attributes named so far, each once, with everything that named it.
+
+    Names become short, lower case and clean, with "object" in place of each of `main_objects`. What is vague, the
+    class itself, already covered by `taken`, or among the measures in `measurable` is dropped, with the reason.
     """
-    seen = {key: attribute.name for attribute in taken for key in _taken_keys(attribute)}
-    kept: dict[Category, list[Candidate]] = {category: [] for category in Category}
-    dropped: list[Dropped] = []
-    for category in Category:
-        for raw, description in proposed.get(category, ()):
-            name = clean_name(raw, main_objects)
-            key = overlap_key(name)
-            reason = _unfit(name, key, several_classes=len(main_objects) > 1)
-            if not reason and key in seen:
-                reason = f"says the same as '{seen[key]}'"
+
+    def __init__(
+        self, main_objects: Sequence[str], taken: Sequence[Attribute] = (), measurable: Sequence[str] = ()
+    ) -> None:
+        self.dropped: list[Dropped] = []
+        self._main_objects = tuple(main_objects)
+        self._found: dict[frozenset[str], Candidate] = {}
+        self._covered = {
+            key: "is measured, and does not tell these images apart" for m in measurable for key in _keys_of(m)
+        }
+        for attribute in taken:
+            self._covered |= dict.fromkeys(_taken_keys(attribute), f"says the same as '{attribute.name}'")
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """In the order in which they were named first."""
+        return list(self._found.values())
+
+    @property
+    def names(self) -> list[str]:
+        return [candidate.name for candidate in self._found.values()]
+
+    def copy(self) -> Gathering:
+        """The same, to try out what an answer would bring."""
+        twin = copy.copy(self)
+        twin.dropped, twin._found = list(self.dropped), dict(self._found)
+        return twin
+
+    def add(self, proposed: Proposed, source: str) -> int:
+        """Take in what `source` proposed, by category and in the order given; how many are new."""
+        before = len(self._found)
+        told: set[frozenset[str]] = set()  # by this source, in this answer
+        for category in Category:
+            for raw, description in proposed.get(category, ()):
+                name = clean_name(raw, self._main_objects)
+                key = overlap_key(name)
+                reason = _unfit(name, key, several_classes=len(self._main_objects) > 1) or self._covered.get(key, "")
+                if not reason and key in self._found:
+                    known = self._found[key]
+                    if key in told:
+                        reason = f"says the same as '{known.name}'"
+                    elif source not in known.sources:
+                        self._found[key] = replace(known, sources=(*known.sources, source))
+                elif not reason and len(self._found) >= MAX_GATHERED:
+                    reason = f"over the {MAX_GATHERED} that are looked into"
+                elif not reason:
+                    line = clean_line(description)[:_MAX_DESCRIPTION].strip()
+                    self._found[key] = Candidate(name, category, line, (source,))
+                if reason:
+                    self.dropped.append(Dropped(_clean(raw)[:80], reason))
+                else:
+                    told.add(key)
+        return len(self._found) - before
+
+    def add_own(self, own: Sequence[Candidate]) -> None:
+        """Take in what the user named, under the user's names; what is covered already is dropped."""
+        for candidate in own:
+            key = overlap_key(candidate.name) or frozenset((candidate.name,))
+            reason = self._covered.get(key, "")
+            if not reason and key in self._found:
+                reason = f"says the same as '{self._found[key].name}'"
             if reason:
-                dropped.append(Dropped(_clean(raw)[:80], reason))
-                continue
-            seen[key] = name
-            kept[category].append(Candidate(name, category, _clean_line(description)[:_MAX_DESCRIPTION].strip()))
-    ranked = [c for rank in zip_longest(*kept.values()) for c in rank if c is not None]
-    dropped += [Dropped(c.name, f"over the limit of {limit} attributes") for c in ranked[limit:]]
+                self.dropped.append(Dropped(candidate.name, reason))
+            else:
+                self._found[key] = candidate
+
+
+def checked(
+    candidates: Sequence[Candidate],
+    known: Sequence[str],
+    merges: Sequence[tuple[str, str, str]],
+    drops: Sequence[tuple[str, str]],
+) -> tuple[list[Candidate], list[Merged], list[Dropped]]:
+    """`candidates` after the self-check: less `merges` (name, into, reason) and `drops` (name, reason).
+
+    An attribute goes into another candidate, which takes over its sources, or into one of `known`, which need no
+    model. What the user named stays; merges that lead nowhere or in a circle are passed over.
+    """
+    left = {candidate.name: candidate for candidate in candidates}
+    gone: dict[str, str] = {}  # a merged name -> where it went
+    merged: list[Merged] = []
+    dropped: list[Dropped] = []
+    for name, reason in drops:
+        if name in left and USER not in left[name].sources:
+            del left[name]
+            dropped.append(Dropped(name, clean_line(reason)[:_MAX_DESCRIPTION] or "is unfit"))
+    for name, target, reason in merges:
+        into = target
+        while into in gone:
+            into = gone[into]
+        if name in left and USER in left[name].sources:
+            name, into = into, name
+        if name not in left or name == into or USER in left[name].sources:
+            continue
+        why = clean_line(reason)[:_MAX_DESCRIPTION] or "says the same"
+        if into in left:
+            sources = dict.fromkeys((*left[into].sources, *left[name].sources))
+            left[into] = replace(left[into], sources=tuple(sources))
+            merged.append(Merged(name, into, why))
+        elif into in known:
+            dropped.append(Dropped(name, f"says the same as '{into}': {why}"))
+        else:
+            continue
+        gone[name] = into
+        del left[name]
+    return list(left.values()), merged, dropped
+
+
+def limited(candidates: Sequence[Candidate], limit: int) -> tuple[list[Candidate], list[Dropped]]:
+    """At most `limit` of `candidates`: the user's, then the categories in turn, in each what most sources named."""
+    own = [c for c in candidates if USER in c.sources]
+    by_category: dict[Category, list[Candidate]] = {category: [] for category in Category}
+    for candidate in sorted(candidates, key=lambda c: -len(c.sources)):
+        if USER not in candidate.sources:
+            by_category[candidate.category].append(candidate)
+    ranked = [*own, *(c for rank in zip_longest(*by_category.values()) for c in rank if c is not None)]
     chosen = set(ranked[:limit])
-    return [c for listed in kept.values() for c in listed if c in chosen], dropped
+    over = [Dropped(c.name, f"over the limit of {limit} attributes") for c in ranked[limit:]]
+    return [c for category in Category for c in candidates if c.category is category and c in chosen], over
 
 
 def attributes(
@@ -127,20 +240,21 @@ def attributes(
 ) -> tuple[list[Attribute], list[Dropped]]:
     """`chosen` with the tags that `tag_lists` has under their names; those left with fewer than two are dropped.
 
-    Tags of "is …" attributes are yes and no. An attribute whose tags are yes and no becomes "is …". Background
-    attributes can be "not visible". `max_tags` is at least 4.
+    Tags of "is …" attributes are yes and no. An attribute whose tags are yes and no becomes "is …", unless the user
+    named it. Background attributes can be "not visible". `max_tags` is at least 4.
     """
     kept: list[Attribute] = []
     dropped: list[Dropped] = []
     for candidate in chosen:
         tags = clean_tags(candidate.name, candidate.category, tag_lists.get(candidate.name, ()), max_tags)
         name = candidate.name  # made a question it still has its own overlap key, so it stays unique
-        if tags[:2] == _YES_NO and not name.startswith("is "):
+        if tags[:2] == _YES_NO and not name.startswith("is ") and USER not in candidate.sources:
             name = f"is {name}"
         if len(tags) < 2:
             dropped.append(Dropped(name, "has fewer than two tags"))
         else:
-            kept.append(Attribute(name, candidate.category, tags, Tagger.VLM, candidate.description, sources=(DIRECT,)))
+            about = candidate.description
+            kept.append(Attribute(name, candidate.category, tags, Tagger.VLM, about, sources=candidate.sources))
     return kept, dropped
 
 
@@ -170,10 +284,10 @@ def clean_tags(name: str, category: Category, raw: Sequence[str], max_tags: int)
     tags: dict[tuple[str, ...], str] = {}
     for text in raw:
         tag = re.sub(r"^(?:(?:a|an|the) )+", "", _clean(text))
-        tag = _SAME_TAG.get(_tag_key(tag), tag)
-        if tag and len(tag) <= _MAX_CHARACTERS and _tag_key(tag) not in _NO_ANSWER:
-            tags.setdefault(_tag_key(tag), tag)
-    absent = tags.pop(_tag_key(NOT_VISIBLE), None) is not None
+        tag = _SAME_TAG.get(tag_key(tag), tag)
+        if tag and len(tag) <= _MAX_CHARACTERS and tag_key(tag) not in _NO_ANSWER:
+            tags.setdefault(tag_key(tag), tag)
+    absent = tags.pop(tag_key(NOT_VISIBLE), None) is not None
     found = list(tags.values())
     if name.startswith("is ") or set(_YES_NO) <= set(found) or (found and set(found) <= set(_YES_NO)):
         return (*_YES_NO, NOT_VISIBLE) if absent else _YES_NO
@@ -189,7 +303,7 @@ def clean_tags(name: str, category: Category, raw: Sequence[str], max_tags: int)
 
 def _without(tags: list[str], overlapping: frozenset[tuple[str, ...]]) -> list[str]:
     """`tags` less those that overlap the rest, as long as two are left."""
-    left = [tag for tag in tags if _tag_key(tag) not in overlapping]
+    left = [tag for tag in tags if tag_key(tag) not in overlapping]
     return left if len(left) > 1 else tags
 
 
@@ -217,14 +331,18 @@ def _unfit(name: str, key: frozenset[str], several_classes: bool) -> str:
 
 
 def _taken_keys(attribute: Attribute) -> set[frozenset[str]]:
-    called = {attribute.name}
-    if attribute.measure is not None:
-        measure = attribute.measure.name
-        called |= {measure.replace("_", " "), *_MEASURED_AS.get(measure, ())}
+    keys = {overlap_key(attribute.name)} - {frozenset()}
+    return keys | _keys_of(attribute.measure.name) if attribute.measure is not None else keys
+
+
+def _keys_of(measure: str) -> set[frozenset[str]]:
+    """The overlap keys of everything that `measure` is called."""
+    called = (measure.replace("_", " "), *_MEASURED_AS.get(measure, ()))
     return {key for key in map(overlap_key, called) if key}
 
 
-def _tag_key(tag: str) -> tuple[str, ...]:
+def tag_key(tag: str) -> tuple[str, ...]:
+    """The words of `tag` without their endings and spellings: equal keys are one tag."""
     return tuple(_stem(word) for word in re.split(r"[\s-]+", tag.casefold()))
 
 
@@ -235,10 +353,10 @@ def _stem(word: str) -> str:
 
 def _clean(raw: str) -> str:
     """`raw` in lower case, without what names and tags may not hold, with single spaces."""
-    return re.sub(r"[\s=|;,_]+", " ", _clean_line(raw).lower()).strip(" .:!?\"'`*-–—")
+    return re.sub(r"[\s=|;,_]+", " ", clean_line(raw).lower()).strip(" .:!?\"'`*-–—")
 
 
-def _clean_line(raw: str) -> str:
+def clean_line(raw: str) -> str:
     """`raw` on one line, in composed characters that can be stored and shown."""
     text = unicodedata.normalize("NFKC", raw)
     shown = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in text)
@@ -246,7 +364,7 @@ def _clean_line(raw: str) -> str:
 
 
 _SAME_TAG: Mapping[tuple[str, ...], str] = {
-    _tag_key(other): tag
+    tag_key(other): tag
     for tag, others in {
         "large": ("big",),
         "small": ("little",),
@@ -258,9 +376,9 @@ _SAME_TAG: Mapping[tuple[str, ...], str] = {
     for other in others
 }
 _NO_ANSWER = frozenset(
-    map(_tag_key, (UNKNOWN_TAG, "unclear", "unsure", "uncertain", "undetermined", "cannot tell", "not sure"))
+    map(tag_key, (UNKNOWN_TAG, "unclear", "unsure", "uncertain", "undetermined", "cannot tell", "not sure"))
 )
-_CATCH_ALL = frozenset(map(_tag_key, ("any", "all", "various", "varied")))
+_CATCH_ALL = frozenset(map(tag_key, ("any", "all", "various", "varied")))
 _MANY_COLORS = frozenset(
-    map(_tag_key, ("multicolor", "multicolored", "multi-color", "multi-colored", "mixed", "colorful"))
-) | frozenset(map(_tag_key, ("multiple colors", "several colors")))
+    map(tag_key, ("multicolor", "multicolored", "multi-color", "multi-colored", "mixed", "colorful"))
+) | frozenset(map(tag_key, ("multiple colors", "several colors")))

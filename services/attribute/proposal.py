@@ -1,168 +1,275 @@
-"""A schema from a language model: the direct query, then the tag lists (paper 3.2.1, 3.2.2, A.8)."""
+"""A schema from a language model: the paper's whole process, from naming attributes to settled tags (3.2.1, 3.2.2).
+
+Attributes come from three sources, the direct query, comparisons and the task's difficulties, into one list that a
+self-check then clears. Tags come from meaning alone, then from looking at images, and are then made of one piece.
+"""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from services.attribute import normalise
-from services.attribute.normalise import Candidate, Dropped
+from services.attribute import normalise, tagsets
+from services.attribute.comparison import choose_pairs, compare
+from services.attribute.difficulty import ask_difficulty, proposed
+from services.attribute.interview import Interview, Tally, together
+from services.attribute.normalise import DIFFICULTY, DIRECT, USER, Candidate, Dropped, Gathering, Merged, Proposed
+from services.attribute.questions import Questions, form_of
+from services.attribute.sample import Sample
 from shared import logs
 from shared.errors import invalid
-from shared.llm import LLM, Check, Usage, WrongAnswer
-from shared.prompting import Message, Prompt, load_prompt
-from shared.schema import MAX_ATTRIBUTES, Attribute, Category, Schema, Task, check_schema
+from shared.llm import LLM, Usage, WrongAnswer
+from shared.schema import MAX_ATTRIBUTES, Attribute, Category, Schema, Task, check_schema, is_name
+from shared.text import TextEncoder
 
-MAX_TAGS = 15
 MAX_MAIN_OBJECTS = 1000
+MAX_PAIRS = 1000
+MAX_IMAGES = 10_000
 
 log = logs.get("attribute.proposal")
 
 
+@dataclass(frozen=True)
+class Limits:
+    """How much is asked, and how much may come of it."""
+
+    max_attributes: int = MAX_ATTRIBUTES
+    max_tags: int = 15
+    pair_count: int = 30  # of images that are compared
+    patience: int = 5  # pairs in a row that may bring nothing new
+    confusion_count: int = 10  # pairs of classes that are taken for one another
+    image_count: int = 100  # images that are looked at for missing tags
+
+
 class Proposal(NamedTuple):
-    """A checked schema, what it cost, and the digest of each prompt by its name."""
+    """A checked schema, what it cost, the digest of each prompt by its name, and what became of the rest."""
 
     schema: Schema
     usage: Usage
     digests: Mapping[str, str]
+    dropped: Sequence[Dropped] = ()
+    merged: Sequence[Merged] = ()
+    compared_count: int = 0  # pairs of images
+    looked_count: int = 0  # images
 
 
 async def propose_schema(
     llm: LLM,
-    prompts: Path,
+    questions: Questions,
     task: Task,
     main_objects: Sequence[str],
     *,
+    encoder: TextEncoder,
     catalogue: Sequence[Attribute] = (),
-    max_attributes: int = MAX_ATTRIBUTES,
-    max_tags: int = MAX_TAGS,
+    own: Sequence[Candidate] = (),
+    measurable: Sequence[str] = (),
+    sample: Sample | None = None,
+    confusions: Sequence[tuple[str, str]] = (),
+    limits: Limits = Limits(),
+    seed: int = 0,
+    tell: Callable[[Tally], None] = lambda tally: None,
 ) -> Proposal:
     """The schema for images of `main_objects`: `catalogue` first, as it is, then what the model proposes.
 
-    `prompts` is the folder of prompts; `catalogue` are the attributes that are known without a model, measured or
-    given. Raises InvalidInput before any call when the input is wrong, WrongAnswer when nothing of the model's
-    answers is of use, and what `LLM.ask` raises.
+    `questions` are those of `task`. `catalogue` are the attributes that need no model: locked, given or measured;
+    `own` those that the user named, whose tags are asked for; `measurable` measures that are not asked about though no
+    attribute has them. `sample` are the images to compare and look at; without one, neither is done. `confusions` are
+    pairs (class, what it was taken for), the most frequent first. Raises InvalidInput before any call when the input
+    is wrong, WrongAnswer when nothing of the model's answers is of use, and what `LLM.ask` raises.
     """
-    room = _check_input(main_objects, catalogue, max_attributes, max_tags)
-    first = load_prompt("attribute", "attributes", task.value, root=prompts)
-    second = load_prompt("attribute", "tags", task.value, root=prompts)
-
-    found, dropped, spent = await _query_attributes(llm, first, main_objects, catalogue, room)
+    check_main_objects(main_objects)
+    check_limits(limits)
+    check_own(own)
+    if len(catalogue) + len(own) > limits.max_attributes or len(catalogue) == limits.max_attributes:
+        raise invalid(
+            "max_attributes",
+            f"is {limits.max_attributes}, and {len(catalogue) + len(own)} are known already; nothing to ask",
+        )
+    interview = Interview(llm, tell)
+    known = list(dict.fromkeys((*(a.name for a in catalogue), *(m.replace("_", " ") for m in measurable))))
+    gathering = Gathering(main_objects, catalogue, measurable)
+    gathering.add_own(own)
     try:
-        tag_lists, usage = await _query_tags(llm, second, main_objects, found, max_tags)
+        compared = await _gather(interview, questions, gathering, main_objects, known, sample, confusions, limits, seed)
+        chosen, merged, dropped = await _self_check(interview, questions, gathering.candidates, main_objects, known)
+        chosen, over = normalise.limited(chosen, limits.max_attributes - len(catalogue))
+        lists, looked = await _tags(interview, questions, chosen, main_objects, sample, encoder, limits, seed)
     except WrongAnswer as wrong:
-        wrong.usage = spent + wrong.usage
+        wrong.usage = interview.tally.usage
         raise
-    spent += usage
-    tagged, untagged = normalise.attributes(found, tag_lists, max_tags)
-    for out in (*dropped, *untagged):
+    tagged, untagged = normalise.attributes(chosen, lists, limits.max_tags)
+    left_out = (*gathering.dropped, *dropped, *over, *untagged)
+    for out in left_out:
         log.info("proposed attribute left out", attribute=out.name, reason=out.reason)
     if not tagged:
         raise WrongAnswer(
             f"the model '{llm.settings.model}' gave no attribute with two usable tags; try a stronger model",
-            usage=spent,
+            usage=interview.tally.usage,
         )
     schema = check_schema(Schema(task, tuple(main_objects), (*catalogue, *tagged)))
-    return Proposal(schema, spent, {f"attribute/{prompt.name}": prompt.digest for prompt in (first, second)})
+    return Proposal(schema, interview.tally.usage, questions.digests, left_out, merged, compared, looked)
 
 
-def _check_input(
-    main_objects: Sequence[str], catalogue: Sequence[Attribute], max_attributes: int, max_tags: int
-) -> int:
-    """How many attributes the model may add."""
+def check_main_objects(main_objects: Sequence[str]) -> None:
+    """InvalidInput when these are no classes that a model can be asked about."""
     if not 1 <= len(main_objects) <= MAX_MAIN_OBJECTS:
-        raise invalid("main_objects", f"holds {len(main_objects)} classes; give 1 to {MAX_MAIN_OBJECTS}")
+        raise invalid("main_objects", f"holds {len(main_objects):,} classes; give 1 to {MAX_MAIN_OBJECTS:,}")
     for i, name in enumerate(main_objects):
         if not name.strip():
             raise invalid(f"main_objects[{i}]", "is empty; name the class")
-    if not 1 <= max_attributes <= MAX_ATTRIBUTES:
-        raise invalid("max_attributes", f"is {max_attributes}; give 1 to {MAX_ATTRIBUTES}")
-    if not 4 <= max_tags <= 100:
-        raise invalid("max_tags", f"is {max_tags}; give 4 to 100")
-    if len(catalogue) >= max_attributes:
-        raise invalid("max_attributes", f"is {max_attributes}, and {len(catalogue)} are known already; nothing to ask")
-    return max_attributes - len(catalogue)
 
 
-async def _query_attributes(
-    llm: LLM, prompt: Prompt, main_objects: Sequence[str], catalogue: Sequence[Attribute], room: int
-) -> tuple[list[Candidate], list[Dropped], Usage]:
-    def usable(answer: Any) -> tuple[list[Candidate], list[Dropped]]:
-        proposed = {c: [(item["name"], item["description"]) for item in answer[c.value]] for c in Category}
-        return normalise.candidates(proposed, main_objects, catalogue, room)
+def check_limits(limits: Limits) -> None:
+    """InvalidInput naming the limit that is none."""
+    ranges = {
+        "max_attributes": (1, MAX_ATTRIBUTES),
+        "max_tags": (4, 100),
+        "pair_count": (1, MAX_PAIRS),
+        "patience": (1, MAX_PAIRS),
+        "confusion_count": (1, MAX_PAIRS),
+        "image_count": (1, MAX_IMAGES),
+    }
+    for name, (least, most) in ranges.items():
+        value = getattr(limits, name)
+        if not least <= value <= most:
+            raise invalid(name, f"is {value}; give {least} to {most:,}")
 
-    def check(answer: Any) -> list[str]:
-        found, dropped = usable(answer)
-        if any(c.category is Category.MAIN_OBJECT for c in found):
+
+def check_own(own: Sequence[Candidate]) -> None:
+    """InvalidInput naming what cannot be an attribute's name, or is there twice."""
+    seen: set[str] = set()
+    for i, candidate in enumerate(own):
+        if not is_name(candidate.name) or candidate.name == "instance_id":
+            raise invalid(f"attributes[{i}]", f"'{candidate.name[:80]}' cannot be the name of an attribute")
+        if candidate.name.casefold() in seen:
+            raise invalid(f"attributes[{i}]", f"'{candidate.name}' is there twice")
+        if USER not in candidate.sources:
+            raise invalid(f"attributes[{i}]", f"'{candidate.name}' does not come from the user")
+        seen.add(candidate.name.casefold())
+
+
+async def _gather(
+    interview: Interview,
+    questions: Questions,
+    gathering: Gathering,
+    main_objects: Sequence[str],
+    known: Sequence[str],
+    sample: Sample | None,
+    confusions: Sequence[tuple[str, str]],
+    limits: Limits,
+    seed: int,
+) -> int:
+    """Fill `gathering` from all three sources; how many pairs of images were compared."""
+    pairs = (
+        choose_pairs(sample.labels, sample.values, sample.scores, limits.pair_count, seed)
+        if sample is not None
+        else None
+    )
+    images = min(limits.image_count, len(sample.labels)) if sample is not None else 0
+    interview.begin("asking for attributes")
+    # the direct query, the self-check, the tags; what else there is to ask shows later
+    interview.expect(3 + (len(pairs) if pairs is not None else 0) + images)
+    asked: list[Any] = [
+        _ask_directly(interview, questions, gathering, main_objects, known),
+        ask_difficulty(interview, questions, main_objects, known, confusions, limits.confusion_count),
+    ]
+    direct, difficult = await together(asked)
+    gathering.add(direct, DIRECT)
+    for found in difficult:
+        gathering.add(found, DIFFICULTY)
+    if sample is None or pairs is None:
+        return 0
+    return await compare(interview, questions.comparison, sample, pairs, gathering, known, limits.patience)
+
+
+async def _ask_directly(
+    interview: Interview,
+    questions: Questions,
+    gathering: Gathering,
+    main_objects: Sequence[str],
+    known: Sequence[str],
+) -> Proposed:
+    """What the direct query names; WrongAnswer when that is nothing that can be used."""
+
+    def problems(answer: Any) -> list[str]:
+        tried = gathering.copy()
+        tried.add(proposed(answer), DIRECT)
+        if any(c.category is Category.MAIN_OBJECT for c in tried.candidates):
             return []
-        reasons = [f"'{out.name}' {out.reason}" for out in dropped]
+        reasons = [f"'{out.name}' {out.reason}" for out in tried.dropped[len(gathering.dropped) :]]
         return [f"'{Category.MAIN_OBJECT.value}' holds no attribute that can be used", *reasons]
 
-    messages = prompt.render(main_objects=list(main_objects), known=[attribute.name for attribute in catalogue])
-    answer, usage = await _ask(llm, prompt, messages, _schema_of(prompt), check)
-    found, dropped = usable(answer)
-    if not found:
-        raise WrongAnswer(f"the model '{llm.settings.model}' named no attribute that can be used", usage=usage)
-    return found, dropped, usage
+    inputs = {"main_objects": list(main_objects), "known": list(known)}
+    found = proposed(await interview.ask(questions.attributes, inputs, check=problems))
+    tried = gathering.copy()
+    tried.add(found, DIRECT)
+    if not tried.candidates:
+        raise WrongAnswer(f"the model '{interview.llm.settings.model}' named no attribute that can be used")
+    return found
 
 
-async def _query_tags(
-    llm: LLM, prompt: Prompt, main_objects: Sequence[str], found: Sequence[Candidate], max_tags: int
-) -> tuple[dict[str, list[str]], Usage]:
-    names = [candidate.name for candidate in found]
-    schema = _schema_of(prompt)
-    schema["properties"]["attributes"]["items"]["properties"]["name"]["enum"] = names
+async def _self_check(
+    interview: Interview,
+    questions: Questions,
+    candidates: Sequence[Candidate],
+    main_objects: Sequence[str],
+    known: Sequence[str],
+) -> tuple[Sequence[Candidate], Sequence[Merged], Sequence[Dropped]]:
+    """`candidates` without those that overlap, are vague or do not fit; all of them when the check is of no use."""
+    names = [candidate.name for candidate in candidates]
+    form = form_of(questions.selfcheck)
+    form["properties"]["merge"]["items"]["properties"]["name"]["enum"] = names
+    form["properties"]["merge"]["items"]["properties"]["into"]["enum"] = [*names, *known]
+    form["properties"]["drop"]["items"]["properties"]["name"]["enum"] = names
 
-    def lists(answer: Any) -> dict[str, list[str]]:
-        return {item["name"]: item["tags"] for item in reversed(answer["attributes"])}  # of a name twice, the first
+    def result(answer: Any) -> tuple[list[Candidate], list[Merged], list[Dropped]]:
+        merges = [(item["name"], item["into"], item["reason"]) for item in answer["merge"]]
+        drops = [(item["name"], item["reason"]) for item in answer["drop"]]
+        return normalise.checked(candidates, known, merges, drops)
 
-    def check(answer: Any) -> list[str]:
-        given = lists(answer)
-        problems = [f"'{name}' is missing" for name in names if name not in given]
-        for candidate in found:
-            tags = given.get(candidate.name)
-            if tags is None or candidate.name.startswith("is "):
-                continue
-            if len(tags) > max_tags:
-                problems.append(f"'{candidate.name}' has {len(tags)} tags; group them into at most {max_tags}")
-            elif len(normalise.clean_tags(candidate.name, candidate.category, tags, max_tags)) < 2:
-                problems.append(f"'{candidate.name}' has fewer than two tags that can be used")
-        return problems
+    def is_enough(left: Sequence[Candidate]) -> bool:
+        return any(c.category is Category.MAIN_OBJECT for c in left)
 
-    messages = prompt.render(
-        main_objects=list(main_objects),
-        max_tags=max_tags,
-        attributes=[{"name": c.name, "category": c.category.value, "description": c.description} for c in found],
+    interview.begin("checking the attributes")
+    inputs = {
+        "main_objects": list(main_objects),
+        "known": list(known),
+        "attributes": [
+            {"name": c.name, "category": c.category.value, "description": c.description} for c in candidates
+        ],
+    }
+    answer = await interview.try_ask(
+        questions.selfcheck,
+        inputs,
+        form=form,
+        check=lambda answer: [] if is_enough(result(answer)[0]) else ["it leaves no attribute of the main object"],
     )
-    answer, usage = await _ask(llm, prompt, messages, schema, check)
-    return lists(answer), usage
+    if answer is None or not is_enough(result(answer)[0]):
+        return candidates, (), ()
+    return result(answer)
 
 
-async def _ask(
-    llm: LLM, prompt: Prompt, messages: list[Message], schema: Mapping[str, Any], check: Check
-) -> tuple[Any, Usage]:
-    """The model's answer. One that is still wrong in parts is taken: the normaliser leaves those parts out."""
-    settings = prompt.settings
-    try:
-        reply = await llm.ask(
-            messages,
-            schema,
-            check,
-            name=prompt.name,
-            temperature=settings.temperature,
-            max_tokens=settings.max_tokens,
-        )
-    except WrongAnswer as wrong:
-        if wrong.value is None:
-            raise
-        log.warning("answer used in part", prompt=prompt.name, problems=list(wrong.problems[:10]))
-        return wrong.value, wrong.usage
-    return reply.value, reply.usage
-
-
-def _schema_of(prompt: Prompt) -> dict[str, Any]:
-    if prompt.schema is None:
-        raise invalid(f"prompts/{prompt.service}/{prompt.name}.schema.json", "is missing: it is the form of the answer")
-    return copy.deepcopy(dict(prompt.schema))
+async def _tags(
+    interview: Interview,
+    questions: Questions,
+    chosen: Sequence[Candidate],
+    main_objects: Sequence[str],
+    sample: Sample | None,
+    encoder: TextEncoder,
+    limits: Limits,
+    seed: int,
+) -> tuple[tagsets.TagLists, int]:
+    """The tags of each attribute by its name, and how many images were looked at."""
+    interview.expect(-(-len(chosen) // tagsets.LISTED) - 1)
+    lists = await tagsets.ask_tags(interview, questions.tags, main_objects, chosen, limits.max_tags)
+    added: tagsets.TagLists = {}
+    looked = 0
+    if sample is not None:
+        rows = sample.spread(limits.image_count, seed)
+        looked = len(rows)
+        added = await tagsets.look(interview, questions.look, sample, rows, chosen, lists)
+    settled = await tagsets.settle(
+        interview, questions.settle, main_objects, chosen, lists, added, limits.max_tags, encoder
+    )
+    return settled, looked

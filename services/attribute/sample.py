@@ -2,21 +2,66 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from shared import logs
 from shared.errors import HiBug2Error, Precondition, Unavailable
 from shared.images.box import Box
 from shared.images.measures import measure
-from shared.images.reader import ImageReader
+from shared.images.reader import ImageReader, crop, resized_jpeg
 from shared.schema import MAIN_OBJECT, MAX_TAGS, UNKNOWN_TAG, Attribute, Category, Tagger, is_name
 
 UNSEEN_SPLIT = "train"  # what is debugged is not the training data
+SHOWN_SIDE_PX = 768  # longest side of an image that a model is shown
+_CROP_MARGIN = 0.5  # of the box on each side: what is around the object is asked about as well
 _MAX_GIVEN_TAGS = 100
+
+log = logs.get("attribute.sample")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Instances whose images can be read, n of them, and what is known of each."""
+
+    labels: tuple[str, ...]  # the class, or what stands for it where it is not known
+    uris: tuple[str, ...]
+    boxes: tuple[Box | None, ...]
+    values: npt.NDArray[np.float64]  # (n, m) what was measured, NaN where it cannot be
+    scores: npt.NDArray[np.float64]  # (n,) of the model under debugging, NaN where unknown
+    reader: ImageReader
+
+    async def shown(self, *indices: int) -> list[bytes] | None:
+        """The instances with their surroundings as a model is shown them, JPEGs; None when one cannot be read any more.
+
+        Raises Unavailable when the storage is away.
+        """
+        try:
+            return [await asyncio.to_thread(self._jpeg, i) for i in indices]
+        except Unavailable:
+            raise
+        except HiBug2Error as error:
+            log.warning("image passed over", error=str(error))
+            return None
+
+    def _jpeg(self, i: int) -> bytes:
+        image, box = self.reader.open(self.uris[i]), self.boxes[i]
+        return resized_jpeg(image if box is None else crop(image, box, _CROP_MARGIN), SHOWN_SIDE_PX)
+
+    def spread(self, count: int, seed: int) -> npt.NDArray[np.int64]:
+        """At most `count` instances, spread over classes and, where scores are known, over good and bad ones."""
+        side = np.full(len(self.labels), "", dtype="<U6")
+        known = np.isfinite(self.scores)
+        if known.any():
+            side[known] = np.where(self.scores[known] < self.scores[known].mean(), "worse", "better")
+        groups = [f"{label}\n{s}" for label, s in zip(self.labels, side, strict=True)]
+        return np.sort(_in_turns(np.array(groups, dtype=str), np.random.default_rng(seed))[:count])
 
 
 def sample_rows(instances: pa.Table, count: int, seed: int) -> npt.NDArray[np.int64]:
@@ -28,26 +73,39 @@ def sample_rows(instances: pa.Table, count: int, seed: int) -> npt.NDArray[np.in
     if not eligible.size:
         eligible = np.arange(instances.num_rows)
     labels = pc.fill_null(instances.column("label"), "").take(pa.array(eligible)).to_numpy(zero_copy_only=False)
-    order = np.random.default_rng(seed).permutation(eligible.size)
-    _, group = np.unique(labels[order].astype(str), return_inverse=True)
+    return np.sort(eligible[_in_turns(labels.astype(str), np.random.default_rng(seed))[:count]])
+
+
+def _in_turns(groups: npt.NDArray[np.str_], rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """All positions, the groups taking turns, each in an order of its own."""
+    order = rng.permutation(groups.size)
+    _, group = np.unique(groups[order], return_inverse=True)
     turn = np.zeros(order.size, dtype=np.int64)
-    for g in range(int(group.max()) + 1):
+    for g in np.unique(group):
         members = np.flatnonzero(group == g)
         turn[members] = np.arange(members.size)
-    chosen = order[np.lexsort((group, turn))][:count]
-    return np.sort(eligible[chosen])
+    return order[np.lexsort((group, turn))]
 
 
-def measure_sample(
-    instances: pa.Table, rows: npt.NDArray[np.int64], names: Sequence[str], reader: ImageReader
-) -> npt.NDArray[np.float64]:
-    """(readable images, len(names)) float64 measures of the instances at `rows`.
+def take_sample(
+    instances: pa.Table,
+    rows: npt.NDArray[np.int64],
+    names: Sequence[str],
+    reader: ImageReader,
+    scores: npt.NDArray[np.float64] | None = None,
+    unnamed: str = "object",
+) -> Sample:
+    """The instances at `rows` whose images can be read, with the measures `names` of each.
 
-    Images that cannot be read are passed over; Precondition when none can, Unavailable when the storage is away.
+    `scores` (instances,) float64 are of the model under debugging, NaN where unknown; `unnamed` is what an instance
+    without a class is called. Precondition when no image can be read, Unavailable when the storage is away.
     """
+    kept: list[int] = []
+    boxes: list[Box | None] = []
     values: list[npt.NDArray[np.float64]] = []
     last: HiBug2Error | None = None
-    for row in instances.take(pa.array(rows)).to_pylist():
+    chosen = instances.take(pa.array(rows))
+    for i, row in enumerate(chosen.to_pylist()):
         box = None
         if row["left_px"] is not None:
             box = Box(row["left_px"], row["top_px"], row["width_px"], row["height_px"])
@@ -57,9 +115,24 @@ def measure_sample(
             raise
         except HiBug2Error as error:
             last = error
-    if not values:
-        raise Precondition(f"none of the {len(rows)} sampled images can be read, the last because {last}")
-    return np.vstack(values)
+            continue
+        kept.append(i)
+        boxes.append(box)
+    if not kept:
+        raise Precondition(
+            f"none of the {len(rows)} sampled images can be read, the last because {last}"
+            if last
+            else "the dataset has no images; add instances first"
+        )
+    there = chosen.take(pa.array(kept))
+    return Sample(
+        labels=tuple(label or unnamed for label in there.column("label").to_pylist()),
+        uris=tuple(there.column("image_uri").to_pylist()),
+        boxes=tuple(boxes),
+        values=np.vstack(values),
+        scores=np.full(len(kept), np.nan) if scores is None else scores[rows][kept],
+        reader=reader,
+    )
 
 
 def given_attributes(instances: pa.Table) -> tuple[Attribute, ...]:

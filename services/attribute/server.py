@@ -5,36 +5,61 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from redis.asyncio import Redis
 
 from hibug2.v1 import attribute_pb2 as pb
 from hibug2.v1 import attribute_pb2_grpc as rpc
 from hibug2.v1 import types_pb2
-from services.attribute.catalogue import catalogue, catalogue_measures, measured_attributes
+from services.attribute.catalogue import catalogue, catalogue_measures, measurable, measured_attributes
 from services.attribute.config import Settings
-from services.attribute.proposal import propose_schema
-from services.attribute.sample import given_attributes, measure_sample, sample_rows
-from shared.errors import invalid
+from services.attribute.difficulty import confusable_pairs
+from services.attribute.estimate import USUAL_ATTRIBUTES, estimate_generation
+from services.attribute.interview import Tally
+from services.attribute.normalise import overlap_key
+from services.attribute.order import Order, order_of
+from services.attribute.proposal import Proposal, propose_schema
+from services.attribute.questions import Questions, load_questions
+from services.attribute.sample import SHOWN_SIDE_PX, Sample, given_attributes, sample_rows, take_sample
 from shared.images.reader import ImageReader
-from shared.jobs import Jobs, Progress
-from shared.llm import LLM, llm_from
-from shared.names import Name, content_id, dataset_id, parse
-from shared.prompting import load_prompt, prompts_root
+from shared.jobs import Jobs, Paused, Progress
+from shared.llm import LLM, Account, BudgetSpent, Usage, llm_from
+from shared.names import Name, content_id, parse
+from shared.prompting import prompts_root
 from shared.queue.stream import connect
 from shared.rpc import context as call
+from shared.rpc.costs import estimated_cost
+from shared.rpc.provenance import provenance_proto
 from shared.rpc.schemas import schema_proto
 from shared.rpc.server import RunningServer, start
-from shared.schema import MAX_ATTRIBUTES, Attribute, Schema, check_schema
-from shared.store.artifacts import Artifacts, DatasetRecord, Manifest, Provenance
+from shared.schema import Attribute, Schema, Task, check_schema, schema_to_json
+from shared.store.artifacts import (
+    Artifacts,
+    Manifest,
+    ModelRecord,
+    Provenance,
+    column_by_id,
+    scores_in_order,
+)
 from shared.store.store import Store
+from shared.text import StaticEncoder, TextEncoder
 
 Context = grpc.aio.ServicerContext[Any, Any]
-MAX_SAMPLE = 100_000
-REVISION = 1  # raised when the same input would give another schema
+REVISION = 2  # raised when the same input would give another schema
+
+
+class _Known(NamedTuple):
+    """What is known before anything is asked."""
+
+    attributes: tuple[Attribute, ...]
+    measurable: tuple[str, ...]
+    sample: Sample
+    confusions: list[tuple[str, str]]
 
 
 class AttributeServicer(rpc.AttributeServiceServicer):
@@ -45,7 +70,8 @@ class AttributeServicer(rpc.AttributeServiceServicer):
         self._store = store
         self._reader = ImageReader(settings.image_prefixes)
         self._prompts = prompts_root(settings.prompts_dir)
-        self.llm: LLM | None = llm_from(settings)
+        self._encoder: TextEncoder | None = None
+        self.llm: LLM | None = llm_from(settings, redis)
         self.jobs = Jobs(redis, "attribute", self._is_complete)
 
     def _artifacts(self) -> Artifacts:
@@ -54,98 +80,153 @@ class AttributeServicer(rpc.AttributeServiceServicer):
     async def _is_complete(self, name: str) -> bool:
         return await asyncio.to_thread(self._artifacts().is_complete, parse(name, "generations", "name"))
 
-    def _digests(self, record: DatasetRecord) -> Mapping[str, str]:
-        """The prompts that this generation would use, by name; none without a language model."""
-        if self.llm is None:
-            return {}
-        names = ("attributes", "tags")
-        prompts = {n: load_prompt("attribute", n, record.task.value, root=self._prompts) for n in names}
-        return {f"attribute/{n}": p.digest for n, p in prompts.items()}
-
     async def CreateGeneration(
         self, request: pb.CreateGenerationRequest, context: Context
     ) -> pb.CreateGenerationResponse:
-        dataset = dataset_id(request.parent, "parent")
-        if not 0 <= request.sample_count <= MAX_SAMPLE:
-            raise invalid("sample_count", f"is {request.sample_count}; give 0 (the default) to {MAX_SAMPLE}")
-        if request.model:
-            parse(request.model, "models", "model", within=dataset)
-        count = request.sample_count or self._settings.sample_count
         artifacts = self._artifacts()
-        record = await asyncio.to_thread(artifacts.dataset, dataset)
+        order = await asyncio.to_thread(order_of, artifacts, request, self._settings)
+        questions: Questions | None = None
+        asked: dict[str, object] = {}
+        if self.llm is not None:
+            questions = await asyncio.to_thread(load_questions, self._prompts, order.record.task.value)
+            asked = {
+                "prompts": questions.digests,
+                "llm": self._settings.llm_model,
+                "limits": asdict(order.limits),
+                "main_objects": order.main_objects,
+                "model": order.model.digest if order.model else "",
+                "own": [asdict(candidate) for candidate in order.own],
+                "image_side_px": SHOWN_SIDE_PX,
+            }
         key = content_id(
-            digest=record.digest,
-            task=record.task,
-            sample=count,
-            seed=request.seed,
+            digest=order.record.digest,
+            task=order.record.task,
+            sample=order.sample_count,
+            seed=order.seed,
             catalogue=[asdict(entry) for entry in catalogue()],
-            prompts=self._digests(record),
-            llm=self._settings.llm_model if self.llm else "",
-            limits=[self._settings.max_attributes, self._settings.max_tags],
+            kept=_attributes_json(order.kept),
+            max_attributes=order.limits.max_attributes,
             revision=REVISION,
+            **asked,
         )
-        name = Name(dataset, "generations", key)
+        name = Name(order.record.dataset, "generations", key)
+
+        capped = request.HasField("budget") and self.llm is not None
+        account = Account(call.team.get(), request.budget.account or str(name))
+        if self.llm is not None and self.llm.ledger is not None and capped and not await self._is_complete(str(name)):
+            await self.llm.ledger.open(account, request.budget.amount)
+        llm = self.llm.charging(account, capped=capped) if self.llm is not None else None
 
         async def work(progress: Progress) -> None:
-            await self._generate(progress, artifacts, record, name, count, request.seed)
+            try:
+                await self._generate(progress, artifacts, order, name, questions, llm)
+            except BudgetSpent as spent:
+                raise Paused(str(spent)) from spent
 
         return pb.CreateGenerationResponse(job=await self.jobs.create(str(name), work))
 
     async def _generate(
-        self, progress: Progress, artifacts: Artifacts, record: DatasetRecord, name: Name, count: int, seed: int
+        self,
+        progress: Progress,
+        artifacts: Artifacts,
+        order: Order,
+        name: Name,
+        questions: Questions | None,
+        llm: LLM | None,
     ) -> None:
         progress.step = "measuring a sample"
-        instances = await asyncio.to_thread(artifacts.instances, record)
-        known = await asyncio.to_thread(self._known, instances, record, count, seed)
-        digests, snapshot = self._digests(record), ""
-        if self.llm is not None:
-            progress.step = "asking the language model"
-            proposal = await propose_schema(
-                self.llm,
-                self._prompts,
-                record.task,
-                record.main_objects or ("object",),
-                catalogue=known,
-                max_attributes=self._settings.max_attributes,
-                max_tags=self._settings.max_tags,
-            )
-            schema, digests, snapshot = proposal.schema, proposal.digests, self._settings.llm_model
-            progress.cost = types_pb2.Cost(
-                call_count=proposal.usage.calls,
-                input_token_count=proposal.usage.input_tokens,
-                output_token_count=proposal.usage.output_tokens,
-            )
+        record, limits = order.record, order.limits
+        known = await asyncio.to_thread(self._known, artifacts, order)
+        summary: dict[str, Any] = {}
+        inputs = {"dataset": record.digest}
+        parameters: dict[str, Any] = {"sample_count": order.sample_count, "generation": str(name)}
+        digests: Mapping[str, str] = {}
+        if llm is not None and questions is not None:
+            encoder = await asyncio.to_thread(self._load_encoder)
+            proposal = await _propose(progress, llm, questions, order, known, encoder)
+            schema, digests = proposal.schema, proposal.digests
+            summary = {
+                "dropped": [asdict(out) for out in proposal.dropped],
+                "merged": [asdict(out) for out in proposal.merged],
+                "compared_pair_count": proposal.compared_count,
+                "viewed_image_count": proposal.looked_count,
+            }
+            inputs["encoder"] = encoder.name
+            if order.model is not None:
+                inputs["scores"] = order.model.digest
+            parameters |= {**asdict(limits), "image_side_px": SHOWN_SIDE_PX}
         else:
-            schema = check_schema(Schema(record.task, record.main_objects, known[:MAX_ATTRIBUTES]))
+            attributes = known.attributes[: limits.max_attributes]
+            schema = check_schema(Schema(record.task, order.main_objects, attributes))
         provenance = Provenance(
-            inputs={"dataset": record.digest},
-            parameters={"sample_count": count, "generation": str(name)},
+            inputs=inputs,
+            parameters=parameters,
             prompt_digests=dict(digests),
-            model_snapshot=snapshot,
-            seed=seed,
+            model_snapshot=self._settings.llm_model if llm is not None else "",
+            seed=order.seed,
         )
         schema_id = await asyncio.to_thread(artifacts.write_schema, name.dataset, schema, provenance)
-        await asyncio.to_thread(artifacts.complete, name, Manifest(provenance, {"schema": schema_id}))
+        await asyncio.to_thread(artifacts.complete, name, Manifest(provenance, {"schema": schema_id, **summary}))
 
-    def _known(self, instances: pa.Table, record: DatasetRecord, count: int, seed: int) -> tuple[Attribute, ...]:
-        """Given and measured attributes."""
+    def _load_encoder(self) -> TextEncoder:
+        if self._encoder is None:
+            self._encoder = StaticEncoder()
+        return self._encoder
+
+    def _known(self, artifacts: Artifacts, order: Order) -> _Known:
+        """Kept, given and measured attributes, and the images that are looked at."""
+        record = order.record
+        instances = artifacts.instances(record)
         has_boxes = instances.column("left_px").null_count < instances.num_rows
         measures = catalogue_measures(record.task, has_boxes)
-        values = measure_sample(instances, sample_rows(instances, count, seed), measures, self._reader)
-        given = given_attributes(instances)
-        measured = measured_attributes(values, measures, record.task, has_boxes)
-        taken = {a.name.casefold() for a in given}
-        return (*given, *(a for a in measured if a.name.casefold() not in taken))
+        scores: npt.NDArray[np.float64] | None = None
+        confusions: list[tuple[str, str]] = []
+        if order.model is not None:
+            scores, confusions = _told(artifacts, order.model, instances, order.limits.confusion_count)
+        rows = sample_rows(instances, order.sample_count, order.seed)
+        sample = take_sample(instances, rows, measures, self._reader, scores, unnamed=_unnamed(order.main_objects))
+        taken = {a.name.casefold() for a in order.kept}
+        given = [a for a in given_attributes(instances) if a.name.casefold() not in taken]
+        taken |= {a.name.casefold() for a in given}
+        said = {overlap_key(a.name) for a in order.kept}
+        measured = measured_attributes(sample.values, measures, record.task, has_boxes)
+        measured = tuple(a for a in measured if a.name.casefold() not in taken and overlap_key(a.name) not in said)
+        return _Known((*order.kept, *given, *measured), measurable(sample.values, measures), sample, confusions)
 
     async def GetGeneration(self, request: pb.GetGenerationRequest, context: Context) -> pb.GetGenerationResponse:
         name = parse(request.name, "generations", "name")
         response = pb.GetGenerationResponse(job=await self.jobs.get(request.name))
         artifacts = self._artifacts()
         if await asyncio.to_thread(artifacts.is_complete, name):
-            schema_id = (await asyncio.to_thread(artifacts.manifest, name)).summary["schema"]
-            schema, _ = await asyncio.to_thread(artifacts.schema, name.dataset, schema_id)
+            manifest = await asyncio.to_thread(artifacts.manifest, name)
+            summary = manifest.summary
+            schema, _ = await asyncio.to_thread(artifacts.schema, name.dataset, summary["schema"])
             response.schema.CopyFrom(schema_proto(schema, name.dataset))
+            for out in summary.get("dropped", ()):
+                response.dropped.add(attribute=out["name"], reason=out["reason"])
+            for out in summary.get("merged", ()):
+                response.merged.add(attribute=out["name"], into=out["into"], reason=out["reason"])
+            response.provenance.CopyFrom(provenance_proto(manifest.provenance))
+            response.compared_pair_count = summary.get("compared_pair_count", 0)
+            response.viewed_image_count = summary.get("viewed_image_count", 0)
         return response
+
+    async def EstimateGeneration(
+        self, request: pb.EstimateGenerationRequest, context: Context
+    ) -> pb.EstimateGenerationResponse:
+        artifacts, settings = self._artifacts(), self._settings
+        order = await asyncio.to_thread(order_of, artifacts, request.generation, settings)
+        if self.llm is None:
+            return pb.EstimateGenerationResponse()
+        price = self.llm.prices.known(settings.llm_model)
+        questions = await asyncio.to_thread(load_questions, self._prompts, order.record.task.value)
+        limits = order.limits
+        found = estimate_generation(price, questions, order.main_objects, limits, settings.llm_image_detail)
+        return pb.EstimateGenerationResponse(
+            cost=estimated_cost(found),
+            assumption=f"at most {limits.pair_count} pairs and {limits.image_count} images are looked at, and "
+            f"{min(USUAL_ATTRIBUTES, limits.max_attributes)} attributes are found",
+        )
 
     async def CancelGeneration(
         self, request: pb.CancelGenerationRequest, context: Context
@@ -161,6 +242,61 @@ class AttributeServicer(rpc.AttributeServiceServicer):
             yield pb.WatchGenerationResponse(job=job)
 
 
+async def _propose(
+    progress: Progress, llm: LLM, questions: Questions, order: Order, known: _Known, encoder: TextEncoder
+) -> Proposal:
+    def tell(tally: Tally) -> None:
+        progress.step = tally.step
+        progress.update(tally.done, tally.total)
+        progress.cost = _cost(tally.usage)
+
+    return await propose_schema(
+        llm,
+        questions,
+        order.record.task,
+        order.main_objects,
+        encoder=encoder,
+        catalogue=known.attributes,
+        own=order.own,
+        measurable=known.measurable,
+        sample=known.sample,
+        confusions=known.confusions,
+        limits=order.limits,
+        seed=order.seed,
+        tell=tell,
+    )
+
+
+def _told(
+    artifacts: Artifacts, model: ModelRecord, instances: pa.Table, count: int
+) -> tuple[npt.NDArray[np.float64], list[tuple[str, str]]]:
+    """The model's score of each instance, and the classes that it takes for one another."""
+    table = artifacts.scores(model)
+    ids = instances.column("instance_id").combine_chunks()
+    predicted = column_by_id(table, ids, "predicted_label").to_pylist()
+    confusions = confusable_pairs(instances.column("label").to_pylist(), predicted, count)
+    return scores_in_order(table, ids), confusions
+
+
+def _unnamed(main_objects: Sequence[str]) -> str:
+    """What an instance without a label is called."""
+    return main_objects[0] if len(main_objects) == 1 else "object"
+
+
+def _attributes_json(attributes: tuple[Attribute, ...]) -> object:
+    return schema_to_json(Schema(Task.CLASSIFICATION, (), attributes))["attributes"]
+
+
+def _cost(usage: Usage) -> types_pb2.Cost:
+    return types_pb2.Cost(
+        call_count=usage.calls,
+        input_token_count=usage.input_tokens,
+        output_token_count=usage.output_tokens,
+        amount=usage.amount,
+        currency=usage.currency,
+    )
+
+
 async def start_server(settings: Settings) -> RunningServer:
     """Start the attribute service; stop it by the returned server's `stop`."""
     redis = connect(settings.redis_url)
@@ -170,7 +306,7 @@ async def start_server(settings: Settings) -> RunningServer:
         rpc.add_AttributeServiceServicer_to_server(servicer, server)
         return [pb.DESCRIPTOR.services_by_name["AttributeService"].full_name]
 
-    closers = [servicer.jobs.close, redis.aclose]
+    closers = [servicer.jobs.close]
     if servicer.llm is not None:
         closers.append(servicer.llm.close)
-    return await start(settings, add, closers=closers)
+    return await start(settings, add, closers=[*closers, redis.aclose])

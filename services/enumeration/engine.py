@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from services.enumeration import lattice
-from services.enumeration.error_slices import ErrorSlices, find_error_slices, wilson_interval
+from services.enumeration.error_slices import ErrorSlices, find_error_slices
 from services.enumeration.lattice import MAX_SLICES, Cancel, Codes, Progress, Slices
 from services.enumeration.selection import copied, holding, rank_order, reordered, take
 from services.enumeration.work_units import Watch, core_count
 from shared.errors import invalid
+from shared.intervals import wilson_interval
 
 if TYPE_CHECKING:
     from services.enumeration.walk import Walk

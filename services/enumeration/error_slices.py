@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.enumeration.lattice import Slices
-
-_Z95 = 1.959963984540054  # standard normal quantile of 97.5%
+from shared.intervals import wilson_interval
 
 
 @dataclass(frozen=True)
@@ -73,20 +72,6 @@ def find_error_slices(
         interval_low=low,
         interval_high=high,
     )
-
-
-def wilson_interval(
-    mean: NDArray[np.float64], count: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """95% interval of the mean of `count` > 0 scores, low and high, inside [0, 1].
-
-    Wilson's score interval. It is made for 0/1 scores. For scores in between it is too wide rather than too narrow,
-    since no distribution on [0, 1] has a larger variance than the 0/1 one of the same mean.
-    """
-    z2 = _Z95**2
-    middle = (mean + z2 / (2 * count)) / (1 + z2 / count)
-    half = _Z95 / (1 + z2 / count) * np.sqrt(mean * (1 - mean) / count + z2 / (4 * count.astype(np.float64) ** 2))
-    return np.clip(np.minimum(middle - half, mean), 0.0, 1.0), np.clip(np.maximum(middle + half, mean), 0.0, 1.0)
 
 
 class Lattice:

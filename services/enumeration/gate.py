@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from services.enumeration.error_slices import find_error_slices
 from services.enumeration.lattice import Slices
 from services.enumeration.models import BASELINE, CANDIDATE, SQUARE, paired_p_values, paired_significance
-from services.enumeration.statistics import Floats, is_binary, q_values
+from services.enumeration.statistics import Floats, q_values
 from shared.errors import Violation, refuse
+from shared.intervals import is_binary
 
 Describe = Callable[[tuple[int, ...]], str]
 

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from services.enumeration.lattice import Codes
-from services.enumeration.statistics import Floats, mean_intervals, p_values
+from services.enumeration.statistics import Floats, p_values
 from shared.errors import Violation, refuse
+from shared.intervals import mean_intervals
 
 Tags = Mapping[int, Collection[int]]
 

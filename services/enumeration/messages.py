@@ -26,6 +26,7 @@ def slice_proto(row: dict[str, Any]) -> pb.Slice:
     """A row of `StoredSlices.arrow` as a message."""
     out = pb.Slice(rank=row.get("rank", 0), instance_count=row["count"])
     out.tags.extend(types_pb2.AttributeTag(attribute=p["attribute"], tag=p["tag"]) for p in row["tags"])
+    out.doubtful.extend(row["doubtful"])
     if "mean" in row:
         out.score.CopyFrom(
             pb.SliceScore(

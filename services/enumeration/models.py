@@ -10,8 +10,9 @@ from scipy.special import bdtr, ndtr
 
 from services.enumeration.error_slices import ErrorSlices, find_error_slices
 from services.enumeration.lattice import Slices
-from services.enumeration.statistics import Floats, is_binary, q_values
+from services.enumeration.statistics import Floats, q_values
 from shared.errors import Precondition, invalid
+from shared.intervals import is_binary
 
 BASELINE, CANDIDATE, SQUARE = range(3)  # columns of `paired_scores`
 

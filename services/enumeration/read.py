@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,6 +68,25 @@ def _pairs_column(
     pairs = pa.StructArray.from_arrays(columns, ["attribute", "tag", *names])
     offsets = np.concatenate([[0], np.cumsum(held.sum(axis=1))]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pairs)
+
+
+def doubtful_column(items: npt.NDArray[np.int32], words: Vocabulary, doubtful: Set[str]) -> pa.Array:
+    """Those of the `doubtful` attributes that each slice of items (S, D) has, as a list<string> column."""
+    named = _names_one_of(items, words, doubtful)
+    values = words.attributes.take(pa.array(items[named].astype(np.int64)))
+    offsets = np.concatenate([[0], np.cumsum(named.sum(axis=1))]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), values)
+
+
+def doubtful_counts(items: npt.NDArray[np.int32], words: Vocabulary, doubtful: Set[str]) -> npt.NDArray[np.int64]:
+    """(S,), how many of the `doubtful` attributes each slice of items (S, D) has."""
+    return np.asarray(_names_one_of(items, words, doubtful).sum(axis=1), dtype=np.int64)
+
+
+def _names_one_of(items: npt.NDArray[np.int32], words: Vocabulary, doubtful: Set[str]) -> npt.NDArray[np.bool_]:
+    """(S, D), the pairs whose attribute is one of `doubtful`; no pair for padding."""
+    named = np.array([attribute in doubtful for attribute in words.attributes.to_pylist()] + [False], dtype=np.bool_)
+    return np.asarray(named[items])
 
 
 def choose(

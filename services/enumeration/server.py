@@ -14,8 +14,11 @@ from redis.asyncio import Redis
 from hibug2.v1 import enumeration_pb2 as pb
 from hibug2.v1 import enumeration_pb2_grpc as rpc
 from hibug2.v1 import slice_pb2, slice_pb2_grpc
-from services.enumeration import lattice, slices
+from services.enumeration import kubernetes_jobs, lattice, slices
 from services.enumeration.config import Settings
+from services.enumeration.kubernetes_jobs import Cluster, Outside
+from services.enumeration.order import Order
+from services.enumeration.pod_progress import told
 from services.enumeration.ranking import rank_artifact
 from services.enumeration.slice_server import SliceServicer
 from services.enumeration.spill import Spill
@@ -41,9 +44,11 @@ ENUMERATION_REVISION = RANKING_REVISION = 1
 class EnumerationServicer(rpc.EnumerationServiceServicer):
     """proto in, arrays through the domain in a thread, proto out."""
 
-    def __init__(self, settings: Settings, redis: Redis, store: Store) -> None:
+    def __init__(self, settings: Settings, redis: Redis, store: Store, cluster: Cluster | None = None) -> None:
         self._settings = settings
         self._store = store
+        self._redis = redis
+        self._cluster = cluster
         self._turn = asyncio.Semaphore(settings.parallel_jobs)
         self.jobs = Jobs(redis, "enumeration", self._is_complete)
         self.rankings = Jobs(redis, "ranking", self._is_complete)
@@ -68,6 +73,27 @@ class EnumerationServicer(rpc.EnumerationServiceServicer):
                 await asyncio.gather(running, return_exceptions=True)
                 raise
 
+    async def _in_cluster(self, artifacts: Artifacts, name: Name, order: Order, progress: Progress) -> bool:
+        """Have the cluster do it, where it may and the enumeration is big; False where it is to be done here."""
+        if self._cluster is None:
+            return False
+        progress.step = "estimating"
+        tagging = parse(order.tagging, "taggings", "tagging")
+        estimate = await asyncio.to_thread(
+            slices.estimated, artifacts, tagging, order.split, order.min_count, order.max_depth
+        )
+        # What would be too large is refused here, and at once.
+        if not self._settings.jobs_min_slices <= estimate <= self._settings.max_slices:
+            return False
+        await kubernetes_jobs.follow(
+            self._cluster,
+            order,
+            progress,
+            Outside(lambda: told(self._redis, order), lambda: asyncio.to_thread(artifacts.is_complete, name)),
+            self._settings.jobs_start_s,
+        )
+        return True
+
     async def CreateEnumeration(
         self, request: pb.CreateEnumerationRequest, context: Context
     ) -> pb.CreateEnumerationResponse:
@@ -84,7 +110,11 @@ class EnumerationServicer(rpc.EnumerationServiceServicer):
         )
         name = Name(dataset, "enumerations", key)
 
+        order = Order(call.team.get(), str(name), str(tagging), split, min_count, max_depth)
+
         async def work(progress: Progress) -> None:
+            if await self._in_cluster(artifacts, name, order, progress):
+                return
             await self._in_turn(
                 progress,
                 "enumerating",
@@ -263,11 +293,15 @@ def table_request(arrow: pa.Table, header: pb.TableHeader) -> slices.TableReques
     )
 
 
-async def start_server(settings: Settings) -> RunningServer:
-    """Start the enumeration service; stop it by the returned server's `stop`."""
+async def start_server(settings: Settings, cluster: Cluster | None = None) -> RunningServer:
+    """Start the enumeration service; stop it by the returned server's `stop`.
+
+    cluster: where big enumerations are done; by default the one that the settings and this pod name.
+    """
     redis = connect(settings.redis_url)
     store = Store(settings.store_url)
-    servicer = EnumerationServicer(settings, redis, store)
+    cluster = kubernetes_jobs.connect(settings) if cluster is None else cluster
+    servicer = EnumerationServicer(settings, redis, store, cluster)
 
     def add(server: grpc.aio.Server) -> Sequence[str]:
         rpc.add_EnumerationServiceServicer_to_server(servicer, server)
@@ -277,4 +311,5 @@ async def start_server(settings: Settings) -> RunningServer:
             slice_pb2.DESCRIPTOR.services_by_name["SliceService"].full_name,
         ]
 
-    return await start(settings, add, closers=[servicer.jobs.close, servicer.rankings.close, redis.aclose])
+    closers = [servicer.jobs.close, servicer.rankings.close, redis.aclose, *([cluster.close] if cluster else [])]
+    return await start(settings, add, closers=closers)

@@ -8,6 +8,8 @@ from functools import lru_cache
 from typing import Any
 
 import grpc
+import numpy as np
+import numpy.typing as npt
 
 from hibug2.v1 import slice_pb2 as pb
 from hibug2.v1 import slice_pb2_grpc as rpc
@@ -15,7 +17,7 @@ from services.enumeration.gate import Severity
 from services.enumeration.hypothesis import score_hypothesis
 from services.enumeration.messages import comparison_proto, confirmation_proto, slice_proto, verdict_proto
 from services.enumeration.ranking import SIGNIFICANT
-from services.enumeration.read import choose
+from services.enumeration.read import choose, doubtful_counts
 from services.enumeration.side_by_side import (
     Shared,
     check_gate,
@@ -56,24 +58,30 @@ class SliceServicer(rpc.SliceServiceServicer):
     def _confirm_now(self, team: str, name: str, seed: int) -> tuple[Shared, Confirmation]:
         return confirm_slices(Artifacts(self._store, team), parse(name, "rankings", "parent"), seed)
 
+    async def _opened(self, parent: str) -> tuple[StoredSlices, frozenset[str]]:
+        """Stored slices, and the attributes that the last check of their tags found doubtful: it may come later."""
+        team = call.team.get()
+        stored = await asyncio.to_thread(self._open, team, parent)
+        return stored, await asyncio.to_thread(Artifacts(self._store, team).doubtful_attributes, stored.tagging)
+
     async def ListSlices(self, request: pb.ListSlicesRequest, context: Context) -> pb.ListSlicesResponse:
-        stored = await asyncio.to_thread(self._open, call.team.get(), request.parent)
-        positions = choose(stored.columns, stored.items, stored.words, request.filter, request.order_by)
+        stored, doubtful = await self._opened(request.parent)
+        positions = _chosen(stored, doubtful, request.filter, request.order_by)
         first, end, token = page_bounds(len(positions), request.page_size, request.page_token)
         response = pb.ListSlicesResponse(next_page_token=token, total_count=len(positions))
-        response.slices.extend(slice_proto(row) for row in stored.arrow(positions[first:end]).to_pylist())
+        response.slices.extend(slice_proto(row) for row in stored.arrow(positions[first:end], doubtful).to_pylist())
         return response
 
     async def ReadSlices(self, request: pb.ReadSlicesRequest, context: Context) -> AsyncIterator[pb.ReadSlicesResponse]:
-        stored = await asyncio.to_thread(self._open, call.team.get(), request.parent)
-        positions = choose(stored.columns, stored.items, stored.words, request.filter, "")
+        stored, doubtful = await self._opened(request.parent)
+        positions = _chosen(stored, doubtful, request.filter, "")
         # Rows become batches as the reader takes them: a slow reader holds one batch, not the table.
         batches = (
             batch
             for start in range(0, max(len(positions), 1), _BATCH_ROWS)
-            for batch in stored.arrow(positions[start : start + _BATCH_ROWS]).combine_chunks().to_batches()
+            for batch in stored.arrow(positions[start : start + _BATCH_ROWS], doubtful).combine_chunks().to_batches()
         )
-        for message in send_batches(stored.arrow(positions[:0]).schema, batches):
+        for message in send_batches(stored.arrow(positions[:0], doubtful).schema, batches):
             yield pb.ReadSlicesResponse(arrow=message)
 
     async def ListSliceInstances(
@@ -88,13 +96,12 @@ class SliceServicer(rpc.SliceServiceServicer):
 
     async def ListFamilies(self, request: pb.ListFamiliesRequest, context: Context) -> pb.ListFamiliesResponse:
         name = parse(request.parent, "rankings", "parent")
-        team = call.team.get()
-        stored = await asyncio.to_thread(self._open, team, request.parent)
-        families = await asyncio.to_thread(Artifacts(self._store, team).read_part, name, "families")
+        stored, doubtful = await self._opened(request.parent)
+        families = await asyncio.to_thread(Artifacts(self._store, call.team.get()).read_part, name, "families")
         first, end, token = page_bounds(families.num_rows, request.page_size, request.page_token)
         response = pb.ListFamiliesResponse(next_page_token=token, total_count=families.num_rows)
         chosen = families.slice(first, end - first)
-        leaders = stored.arrow(chosen.column("representative").to_numpy() - 1).to_pylist()
+        leaders = stored.arrow(chosen.column("representative").to_numpy() - 1, doubtful).to_pylist()
         for row, leader in zip(chosen.to_pylist(), leaders, strict=True):
             response.families.add(
                 representative=slice_proto(leader),
@@ -166,6 +173,13 @@ class SliceServicer(rpc.SliceServiceServicer):
             every_slice=request.every_slice,
         )
         return verdict_proto(shared, verdict)
+
+
+def _chosen(stored: StoredSlices, doubtful: frozenset[str], filter_text: str, order_by: str) -> npt.NDArray[np.int64]:
+    columns = stored.columns
+    if "doubtful" in filter_text or "doubtful" in order_by:
+        columns = {**columns, "doubtful": doubtful_counts(stored.items, stored.words, doubtful)}
+    return choose(columns, stored.items, stored.words, filter_text, order_by)
 
 
 def _terms(schema: Schema, asked: list[tuple[str, list[str]]], field: str) -> dict[int, list[int]]:

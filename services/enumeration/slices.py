@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,18 @@ import pyarrow.compute as pc
 
 from services.enumeration import engine, lattice
 from services.enumeration.hypothesis import hypothesis_rows
-from services.enumeration.read import TAGS, Vocabulary, blame_column, schema_vocabulary, tags_column, vocabulary
+from services.enumeration.read import (
+    TAGS,
+    Vocabulary,
+    blame_column,
+    doubtful_column,
+    schema_vocabulary,
+    tags_column,
+    vocabulary,
+)
 from services.enumeration.selection import take
 from services.enumeration.table import Table
+from shared import metrics
 from shared.errors import invalid
 from shared.names import Name
 from shared.schema import Schema
@@ -47,6 +56,12 @@ def rows_of_split(artifacts: Artifacts, tagging: Name, split: str) -> TagTable:
     return table.take(rows)
 
 
+def estimated(artifacts: Artifacts, tagging: Name, split: str, min_count: int, max_depth: int) -> float:
+    """About how many slices `enumerate_artifact` would find."""
+    table = rows_of_split(artifacts, tagging, split)
+    return lattice.estimate_slices(table.codes, table.tag_counts, min_count=min_count, max_depth=max_depth, seed=0)
+
+
 def enumerate_artifact(
     artifacts: Artifacts,
     name: Name,
@@ -75,6 +90,7 @@ def enumerate_artifact(
         pa.record_batch([*item_columns(chunk.items).values(), pa.array(chunk.count)], schema=schema) for chunk in chunks
     )
     slice_count = artifacts.write_batches(name, "slices", schema, batches)
+    metrics.SLICES.inc(slice_count)
     artifacts.complete(
         name,
         Manifest(
@@ -106,8 +122,11 @@ class StoredSlices:
     is_ranking: bool
     blame: npt.NDArray[np.float64] | None  # (S, D) each pair's share of the drop, rankings only
 
-    def arrow(self, positions: npt.NDArray[np.int64]) -> pa.Table:
-        """The slices at `positions`: tags (list of struct attribute, tag), rank for rankings, and every number."""
+    def arrow(self, positions: npt.NDArray[np.int64], doubtful: Set[str]) -> pa.Table:
+        """The slices at `positions`: tags (list of struct attribute, tag), rank for rankings, and every number.
+
+        Beside them `doubtful` (list of string), the attributes of each that are not to be relied on.
+        """
         columns = {"tags": tags_column(self.items[positions], self.words)}
         if self.is_ranking:
             columns["rank"] = pa.array(positions + 1)
@@ -116,6 +135,7 @@ class StoredSlices:
                 columns[name] = pa.array(values[positions], from_pandas=True)
         if self.blame is not None:
             columns["blame"] = blame_column(self.items[positions], self.blame[positions], self.words)
+        columns["doubtful"] = doubtful_column(self.items[positions], self.words, doubtful)
         return pa.table(columns)
 
 
@@ -185,10 +205,11 @@ def table_batches(
     if request.error_column is None:
         return schema, (
             _table_batch(take(chunk, np.arange(start, min(start + _BATCH_ROWS, len(chunk)))), words, schema, [])
-            for chunk in engine.stream_slices(*asked, **limits)
+            for chunk in _counted(engine.stream_slices(*asked, **limits))
             for start in range(0, len(chunk), _BATCH_ROWS)
         )
     found = engine.error_slices(*asked, column=request.error_column, margin=request.margin, top=request.top, **limits)
+    metrics.SLICES.inc(found.candidates)
     for name in _JUDGED:
         schema = schema.append(pa.field(name, pa.float64()))
     judged = ((start, found.errors(start, start + _BATCH_ROWS)) for start in range(0, len(found.slices), _BATCH_ROWS))
@@ -201,6 +222,12 @@ def table_batches(
         )
         for start, errors in judged
     )
+
+
+def _counted(chunks: Iterator[lattice.Slices]) -> Iterator[lattice.Slices]:
+    for chunk in chunks:
+        metrics.SLICES.inc(len(chunk))
+        yield chunk
 
 
 def _table_schema(score_columns: tuple[str, ...]) -> pa.Schema:

@@ -7,20 +7,18 @@ dataset. It asks nothing of the scores, and a slice needs no more than its count
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import erfcx, expit, gammaln, ndtr, ndtri_exp
 
-from services.enumeration.error_slices import find_error_slices, wilson_interval
+from services.enumeration.error_slices import find_error_slices
 from services.enumeration.lattice import Codes, Items, Slices, enumerate_slices, score_slices
 from shared.errors import invalid
 
 Floats = NDArray[np.float64]
 
-_Z95 = 1.959963984540054  # standard normal quantile of 97.5%
 _PAIRS_AT_ONCE = 1 << 14  # tails summed together, so that they stay in cache
 _TERMS_AT_ONCE = 16
 _BINS = 128  # equally wide, and as many equally full, bins that stand for a dataset's scores
@@ -29,9 +27,6 @@ _SIZE_STEP = 0.02  # above it, sizes whose log odds n / (N - n) are this close s
 _CELLS_AT_ONCE = 1 << 21
 _TILTS_BELOW, _TILTS_ABOVE = 40, 12  # points of a curve below and above the mean
 _FARTHEST_BELOW, _FARTHEST_ABOVE = 40.0, 8.0  # its reach, about in standard deviations of the sum
-_DRAWS = 4_000  # weightings of a slice's scores that an interval is read from
-_DRAWN_SIZES = 300  # above it, the distribution of the weighted mean is taken from its first three moments
-_SLICES_AT_ONCE = 256
 
 
 def slice_significance(slices: Slices, column: int, scores: Floats, *, min_scored: int) -> tuple[Floats, Floats]:
@@ -356,52 +351,6 @@ def chance_of(counts: NDArray[np.int64]) -> Chance:
     return Chance(counts, float(counts.mean()), float(low), float(high))
 
 
-def mean_intervals(scores: Floats, rows: Sequence[NDArray[np.int64]]) -> tuple[Floats, Floats]:
-    """95% interval of the mean of each of E slices, low and high (E,), inside [0, 1]; NaN where nothing is scored.
-
-    scores: (N,) float64 in [0, 1], NaN where not scored. rows: the rows of each slice.
-
-    Scores of 0 and 1: Wilson's interval. Others: Gaffke's bounds, an empirical interval. The slice's scores and one
-    imaginary score at the far end, 0 for the low bound and 1 for the high one, are weighted at random, uniformly over
-    all weightings (a Bayesian bootstrap), and the bounds are the 2.5% and 97.5% quantiles of the weighted mean.
-    For 0/1 scores these are the exact Clopper-Pearson bounds. The plain bootstrap was not taken: it holds the mean of
-    10 scores, 5% of them 0 and the rest about 0.9, in 40% of cases (these bounds in 99%).
-    """
-    inside = [np.sort(scores[r][~np.isnan(scores[r])]) for r in rows]
-    size = np.array([len(x) for x in inside], dtype=np.int64)
-    low, high = np.full(len(rows), np.nan), np.full(len(rows), np.nan)
-    has = np.flatnonzero(size > 0)
-    if is_binary(scores):
-        mean = np.array([inside[e].mean() for e in has])
-        low[has], high[has] = wilson_interval(mean, size[has])
-        return low, high
-    draws = np.random.default_rng(0).exponential(size=(_DRAWS, min(int(size.max(initial=0)), _DRAWN_SIZES) + 1))
-    for n in np.unique(size[has]):
-        same = np.flatnonzero(size == n)
-        for start in range(0, len(same), _SLICES_AT_ONCE):
-            part = same[start : start + _SLICES_AT_ONCE]
-            values = np.stack([inside[e] for e in part])
-            if n <= _DRAWN_SIZES:
-                sums, all_weights = values @ draws[:, :n].T, draws[:, : n + 1].sum(axis=1)
-                low[part] = np.quantile(sums / all_weights, 0.025, axis=1)
-                high[part] = np.quantile((sums + draws[:, n]) / all_weights, 0.975, axis=1)
-            else:
-                low[part], high[part] = _weighted_mean_quantile(values, 0.0), _weighted_mean_quantile(values, 1.0)
-    return np.clip(low, 0.0, 1.0), np.clip(high, 0.0, 1.0)
-
-
-def _weighted_mean_quantile(values: Floats, end: float) -> Floats:
-    """Bound (m,) towards `end` of the mean of each line (m, n), by Cornish-Fisher from the moments of the weights."""
-    padded = np.column_stack((values, np.full(len(values), end)))
-    k, z = padded.shape[1], _Z95 if end else -_Z95
-    mean = padded.mean(axis=1)
-    off = padded - mean[:, None]
-    sd = np.sqrt((off**2).mean(axis=1) / (k + 1))
-    third = 2.0 * (off**3).mean(axis=1) / ((k + 1) * (k + 2))
-    skewness = np.divide(third, sd**3, out=np.zeros_like(sd), where=sd > 0)
-    return np.asarray(mean + sd * (z + skewness * (z**2 - 1) / 6))
-
-
 @dataclass(frozen=True)
 class Confirmation:
     """F error slices found on one half of the instances, in rank order, and tested on the other.
@@ -468,9 +417,3 @@ def confirm(
         p=p,
         q=q_values(p),
     )
-
-
-def is_binary(scores: Floats) -> bool:
-    """True when every score that is known is 0 or 1."""
-    known = scores[~np.isnan(scores)]
-    return bool(((known == 0.0) | (known == 1.0)).all())

@@ -12,7 +12,7 @@ import grpc
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from hibug2.v1 import repair_pb2, types_pb2
+from hibug2.v1 import attribute_pb2, repair_pb2, tagging_pb2, types_pb2
 from hibug2.v1 import run_pb2 as pb
 from hibug2.v1 import run_pb2_grpc as rpc
 from services.gateway.config import Settings
@@ -31,11 +31,12 @@ from services.gateway.runs import (
     Pipeline,
     RunShelf,
     run_id,
+    total_cost,
 )
 from shared import logs
 from shared.errors import HiBug2Error, NotFound, Precondition, Violation, invalid, refuse
 from shared.images.reader import ImageReader
-from shared.jobs import BEAT_S, DONE, Jobs, Progress
+from shared.jobs import BEAT_S, DONE, RESTING, Jobs, Paused, Progress
 from shared.names import Name, check_id, content_id, dataset_id, parse
 from shared.rpc import context as call
 from shared.rpc import status
@@ -48,6 +49,7 @@ log = logs.get("gateway.runs")
 Context = grpc.aio.ServicerContext[Any, Any]
 SWEEP_S = 5.0
 _CHUNK = 512 * 1024
+MAX_COST = 1_000_000
 # How the report calls the ways of picking.
 _METHODS = {repair_pb2.SELECTION_METHOD_LOWEST_MEAN: "hibug2", repair_pb2.SELECTION_METHOD_RANDOM: "random"}
 
@@ -136,6 +138,9 @@ class RunServicer(rpc.RunServiceServicer):
             try:
                 await pipeline.execute()
                 run.job.state = types_pb2.JOB_STATE_SUCCEEDED
+            except Paused as pause:
+                run.job.state, run.job.message = types_pb2.JOB_STATE_PAUSED, str(pause)
+                raise
             except HiBug2Error as error:
                 run.job.state = types_pb2.JOB_STATE_FAILED
                 run.job.problem.CopyFrom(status.problem_of(error))
@@ -156,9 +161,42 @@ class RunServicer(rpc.RunServiceServicer):
 
     async def ResumeRun(self, request: pb.ResumeRunRequest, context: Context) -> pb.ResumeRunResponse:
         run = await self._shelf.read(_run_key(request.name))
+        if request.HasField("max_cost"):
+            run.parameters.max_cost = request.max_cost
+            refuse(parameter_faults(run.parameters))
+        if run.job.state in RESTING - {types_pb2.JOB_STATE_SUCCEEDED}:
+            # Written down before the work begins: who watches now must not see the old end.
+            run.job.state = types_pb2.JOB_STATE_PENDING
+            run.job.ClearField("problem")
+            run.job.message = ""
+            await self._shelf.save(run)
         if run.job.state != types_pb2.JOB_STATE_SUCCEEDED:
             await self._start(run)
         return pb.ResumeRunResponse(run=run)
+
+    async def EstimateRun(self, request: pb.EstimateRunRequest, context: Context) -> pb.EstimateRunResponse:
+        dataset = dataset_id(request.dataset, "dataset")
+        schema = request.schema
+        if schema:
+            parse(schema, "schemas", "schema", within=dataset)
+        else:
+            current = await asyncio.to_thread(self._artifacts().current_schema_id, dataset)
+            schema = f"{request.dataset}/schemas/{current}" if current else ""
+        steps: list[pb.StepEstimate] = []
+        try:
+            if not schema:
+                generation = attribute_pb2.EstimateGenerationRequest(
+                    generation=attribute_pb2.CreateGenerationRequest(parent=request.dataset)
+                )
+                made = await self._backends.attribute.EstimateGeneration(generation)
+                steps.append(pb.StepEstimate(kind=pb.STEP_KIND_SCHEMA, cost=made.cost, assumption=made.assumption))
+            tagging = tagging_pb2.EstimateTaggingRequest(parent=request.dataset, schema=schema)
+            tagged = await self._backends.tagging.EstimateTagging(tagging)
+            steps.append(pb.StepEstimate(kind=pb.STEP_KIND_TAGGING, cost=tagged.cost, assumption=tagged.assumption))
+        except grpc.aio.AioRpcError as failure:
+            raise status.error_of(failure) from failure
+        steps = [step for step in steps if step.cost.call_count]
+        return pb.EstimateRunResponse(steps=steps, total=total_cost(step.cost for step in steps))
 
     def start_sweeping(self) -> None:
         """From now on take over runs that say they run and that nobody works on."""
@@ -182,6 +220,7 @@ class RunServicer(rpc.RunServiceServicer):
                         run = await self._shelf.read(key)
                         if run.job.state in DONE:
                             settled.add((team, key))
+                        if run.job.state in RESTING:
                             continue
                         # A copy of this context, so that the job keeps this team when the sweep goes on.
                         await asyncio.create_task(self._start(run), context=contextvars.copy_context())
@@ -197,7 +236,7 @@ class RunServicer(rpc.RunServiceServicer):
     async def _live(self, key: str) -> pb.Run:
         """The live snapshot; the manifest has the last word once the run has ended."""
         kept = await self._shelf.read(key)
-        return kept if kept.job.state in DONE else await self._shelf.live(key)
+        return kept if kept.job.state in RESTING else await self._shelf.live(key)
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
         keys = await asyncio.to_thread(self._artifacts().runs)
@@ -225,7 +264,7 @@ class RunServicer(rpc.RunServiceServicer):
             if seen != last:
                 last = seen
                 yield pb.WatchRunResponse(run=run)
-            if run.job.state in DONE:
+            if run.job.state in RESTING:
                 return
             await asyncio.sleep(BEAT_S)
 
@@ -284,7 +323,7 @@ def _run_key(name: str) -> str:
 
 def filled(given: pb.RunParameters) -> pb.RunParameters:
     """`given` with every default written out."""
-    return pb.RunParameters(
+    out = pb.RunParameters(
         max_depth=given.max_depth if given.HasField("max_depth") else MAX_DEPTH,
         min_count=given.min_count if given.HasField("min_count") else MIN_COUNT,
         margin=given.margin if given.HasField("margin") else MARGIN,
@@ -293,6 +332,9 @@ def filled(given: pb.RunParameters) -> pb.RunParameters:
         split=given.split or SPLIT,
         pool_split=given.pool_split or POOL,
     )
+    if given.HasField("max_cost"):
+        out.max_cost = given.max_cost
+    return out
 
 
 def parameter_faults(p: pb.RunParameters) -> list[Violation]:
@@ -306,6 +348,8 @@ def parameter_faults(p: pb.RunParameters) -> list[Violation]:
         found.append(Violation("parameters.margin", f"is {p.margin}; give a number from 0 to 1"))
     if p.budget < 1:
         found.append(Violation("parameters.budget", f"is {p.budget}; give 1 or more"))
+    if p.HasField("max_cost") and not 0 < p.max_cost <= MAX_COST:
+        found.append(Violation("parameters.max_cost", f"is {p.max_cost:g}; give more than 0 and at most {MAX_COST:,}"))
     for name in ("split", "pool_split"):
         if getattr(p, name) not in SPLITS:
             found.append(Violation(f"parameters.{name}", f"'{getattr(p, name)}' is not one of {', '.join(SPLITS)}"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -30,8 +30,8 @@ from hibug2.v1 import (
 )
 from services.gateway.config import Settings
 from shared import logs
-from shared.errors import HiBug2Error, NotFound, Unavailable
-from shared.jobs import DONE, KEEP_S, Progress
+from shared.errors import Busy, HiBug2Error, NotFound, Unavailable
+from shared.jobs import KEEP_S, RESTING, Paused, Progress
 from shared.rpc import context as call
 from shared.rpc import status
 from shared.rpc.channel import connect
@@ -50,11 +50,11 @@ class Backends:
 
     def __init__(self, settings: Settings) -> None:
         self.channels = {
-            "attribute": connect(settings.attribute_address),
-            "tagging": connect(settings.tagging_address),
-            "enumeration": connect(settings.enumeration_address),
-            "prediction": connect(settings.prediction_address),
-            "repair": connect(settings.repair_address),
+            "attribute": connect(settings.attribute_address, settings),
+            "tagging": connect(settings.tagging_address, settings),
+            "enumeration": connect(settings.enumeration_address, settings),
+            "prediction": connect(settings.prediction_address, settings),
+            "repair": connect(settings.repair_address, settings),
         }
         self.attribute = attribute_pb2_grpc.AttributeServiceStub(self.channels["attribute"])
         self.tagging = tagging_pb2_grpc.TaggingServiceStub(self.channels["tagging"])
@@ -150,6 +150,7 @@ class Pipeline:
         del run.steps[:], run.selections[:]
         run.job.state = types_pb2.JOB_STATE_RUNNING
         run.job.ClearField("problem")
+        run.job.message = ""
         await self._shelf.save(run)
         for step in (
             self._schema,
@@ -166,6 +167,12 @@ class Pipeline:
                 raise status.error_of(failure) from failure
             await self._shelf.save(run)
 
+    def _budget(self) -> types_pb2.Budget | None:
+        """What the steps of this run may spend together; None where nothing is said."""
+        if not self.run.parameters.HasField("max_cost"):
+            return None
+        return types_pb2.Budget(account=self.run.name, amount=self.run.parameters.max_cost)
+
     async def _schema(self) -> None:
         run = self.run
         if not run.schema:
@@ -173,7 +180,7 @@ class Pipeline:
             current = await asyncio.to_thread(self._artifacts.current_schema_id, dataset)
             if current is None:
                 request = attribute_pb2.CreateGenerationRequest(
-                    parent=run.dataset, seed=run.parameters.seed, model=run.model
+                    parent=run.dataset, seed=run.parameters.seed, model=run.model, budget=self._budget()
                 )
                 job = await self._follow(
                     run_pb2.STEP_KIND_SCHEMA,
@@ -193,7 +200,7 @@ class Pipeline:
 
     async def _tagging(self) -> None:
         run = self.run
-        request = tagging_pb2.CreateTaggingRequest(parent=run.dataset, schema=run.schema)
+        request = tagging_pb2.CreateTaggingRequest(parent=run.dataset, schema=run.schema, budget=self._budget())
         job = await self._follow(
             run_pb2.STEP_KIND_TAGGING,
             _Call(
@@ -319,11 +326,11 @@ class Pipeline:
             try:
                 await self._watch_once(step, calls, started)
                 break
-            except Unavailable as error:
+            except (Unavailable, Busy) as error:
                 if attempt == TRIES:
                     raise
                 log.warning("step asked for again", step=name, attempt=attempt, error=str(error))
-                await asyncio.sleep(min(0.5 * 2**attempt, 5.0))
+                await asyncio.sleep(error.retry_s if isinstance(error, Busy) else min(0.5 * 2**attempt, 5.0))
             except asyncio.CancelledError:
                 if self._progress.cancelled and step.job.name:
                     await calls.cancel(step.job.name)
@@ -334,19 +341,39 @@ class Pipeline:
     async def _watch_once(self, step: run_pb2.Step, calls: _Call, started: float) -> None:
         try:
             step.job.CopyFrom((await calls.create()).job)
-            if step.job.state not in DONE:
+            if step.job.state not in RESTING:
                 async for snapshot in calls.watch(step.job.name):
                     step.job.CopyFrom(snapshot.job)
                     step.elapsed.CopyFrom(_duration(time.monotonic() - started))
                     self._progress.step = run_pb2.StepKind.Name(step.kind).removeprefix("STEP_KIND_").lower()
                     self._progress.update(step.job.done_count, step.job.total_count)
+                    self._count_cost()
                     await self._shelf.publish(self.run)
+            self._count_cost()
         except grpc.aio.AioRpcError as failure:
             raise status.error_of(failure) from failure
         if step.job.state == types_pb2.JOB_STATE_FAILED:
             raise status.error_of_problem(step.job.problem)
+        if step.job.state == types_pb2.JOB_STATE_PAUSED:
+            raise Paused(step.job.message)
         if step.job.state != types_pb2.JOB_STATE_SUCCEEDED:
             raise HiBug2Error(f"{step.job.name} was cancelled by someone else; resume the run to go on")
+
+    def _count_cost(self) -> None:
+        """What the steps that did something spent so far."""
+        self.run.job.cost.CopyFrom(total_cost(step.job.cost for step in self.run.steps if not step.job.reused))
+
+
+def total_cost(costs: Iterable[types_pb2.Cost]) -> types_pb2.Cost:
+    """The sum of `costs`; an amount only where one has it, in its currency."""
+    total = types_pb2.Cost()
+    for cost in costs:
+        for field in ("call_count", "input_token_count", "output_token_count", "invalid_answer_count"):
+            setattr(total, field, getattr(total, field) + getattr(cost, field))
+        if cost.HasField("amount"):
+            total.amount += cost.amount
+            total.currency = cost.currency
+    return total
 
 
 def _duration(seconds: float) -> Duration:

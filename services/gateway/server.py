@@ -64,6 +64,6 @@ async def start_server(settings: Settings) -> RunningServer:
         return names
 
     running = await start(settings, add, closers=[runs.close, backends.close, redis.aclose])
-    stop_web = await start_web(settings, running.address)
+    stop_web = await start_web(settings, running.inside)
     runs.start_sweeping()
     return replace(running, closers=[stop_web, *running.closers])

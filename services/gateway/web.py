@@ -39,11 +39,13 @@ from hibug2.v1 import (
     types_pb2,
 )
 from services.gateway.config import Settings
+from shared import traces
 from shared.errors import InvalidInput, Violation
 from shared.rpc import context as call
 from shared.rpc import status
 from shared.rpc.arrow import send_table
 from shared.rpc.channel import connect
+from shared.rpc.tls import http_context
 from shared.version import VERSION
 
 _HTTP = {
@@ -111,7 +113,9 @@ def make_app(stubs: Stubs) -> FastAPI:
     async def bind(request: Request, handle: Callable[[Request], Awaitable[Response]]) -> Response:
         call.team.set(request.headers.get(call.TEAM_KEY, call.DEFAULT_TEAM))
         call.request_id.set(request.headers.get(call.REQUEST_KEY, "")[:64])
-        return await handle(request)
+        parent = request.headers.get(traces.KEY, "")
+        with traces.span(f"HTTP {request.method}", "server", parent=parent):
+            return await handle(request)
 
     _add_data(app, stubs)
     _add_runs(app, stubs)
@@ -354,6 +358,7 @@ async def start_web(settings: Settings, address: str) -> Callable[[], Awaitable[
 
     if settings.http_port == 0:
         return nothing
+    tls = http_context(settings)
     channel = connect(address)
     server = _Server(
         uvicorn.Config(
@@ -363,6 +368,7 @@ async def start_web(settings: Settings, address: str) -> Callable[[], Awaitable[
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=2,
+            ssl_context_factory=None if tls is None else lambda *_: tls,
         )
     )
     task = asyncio.create_task(server.serve())

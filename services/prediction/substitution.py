@@ -1,26 +1,37 @@
-"""Tag substitution: error slices with one tag replaced by a tag that means something near (paper 4.2).
-
-Items number the (attribute, tag) pairs as the enumerated slices do: offset of the attribute + code of the tag,
-where the offsets are the running sums of the tag counts in the order of the schema.
-"""
+"""Tag substitution: error slices with one tag replaced by a tag that means something near (paper 4.2)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from services.prediction.encoder import TextEncoder
-from shared.errors import Precondition, Violation, invalid, refuse
+from services.prediction.items import (
+    MAX_PER_CLASS,
+    MAX_PREDICTIONS,
+    Floats,
+    Ints,
+    attribute_of_items,
+    check_items,
+    check_limits,
+    class_of,
+    row_keys,
+    within_caps,
+    words_of_items,
+)
+from shared.errors import Precondition, invalid
 from shared.schema import MAIN_OBJECT, NOT_VISIBLE, Schema
+from shared.text import TextEncoder
 
-Ints = NDArray[np.int32] | NDArray[np.int64]
-Floats = NDArray[np.float32] | NDArray[np.float64]
+OBJECT = "object"  # what a slice speaks about when it names no class and there are several
+
+Embed = Callable[[str], Floats]  # the embeddings (T, d) of all tags, as they are said of one main object
 
 
 @dataclass(frozen=True)
-class Predictions:
+class Substitutions:
     """Predicted slices, the most likely to be bad first; P rows.
 
     Origins are positions in the error slices they were made from. All origins of prediction i, the best first,
@@ -41,29 +52,26 @@ class Predictions:
         return len(self.score)
 
 
-def tag_phrases(schema: Schema) -> list[str]:
+def tag_phrases(schema: Schema, main_object: str) -> list[str]:
     """The text that stands for each tag, in item order: "photo of bear, fur color: brown".
 
-    The attribute and the main object tell a dark coat from a dark room. Where a dataset has several main
-    objects, all tags say "object": tags of one attribute are compared with each other, so the class must not
-    set them apart. A tag of the attribute "main object" is named itself: "photo of bear".
+    The attribute and the main object tell a dark coat from a dark room. A tag of the attribute "main object" is named
+    itself: "photo of bear".
     """
-    thing = schema.main_objects[0] if len(schema.main_objects) == 1 else "object"
     return [
-        f"photo of {tag}" if attribute.name == MAIN_OBJECT else f"photo of {thing}, {attribute.name}: {tag}"
-        for attribute in schema.attributes
-        for tag in attribute.tags
+        f"photo of {tag}" if attribute == MAIN_OBJECT else f"photo of {main_object}, {attribute}: {tag}"
+        for attribute, tag in words_of_items(schema)
     ]
 
 
-def embed_tags(schema: Schema, encoder: TextEncoder) -> NDArray[np.float32]:
-    """Unit-norm embeddings (T, d) of all tags in item order; the `embeddings` of `substitute_tags`.
+def embed_tags(schema: Schema, encoder: TextEncoder, main_object: str) -> NDArray[np.float32]:
+    """Unit-norm embeddings (T, d) of all tags in item order, as they are said of `main_object`.
 
     The mean of the tag's own embedding and that of its phrase. In the phrase alone the words that all tags of an
     attribute share outweigh the tag, most of all with an encoder that is a mean over words.
     """
-    tags = [tag for attribute in schema.attributes for tag in attribute.tags]
-    both = encoder.encode(tags) + encoder.encode(tag_phrases(schema))
+    tags = [tag for _, tag in words_of_items(schema)]
+    both = encoder.encode(tags) + encoder.encode(tag_phrases(schema, main_object))
     both /= np.linalg.norm(both, axis=1, keepdims=True)
     return both
 
@@ -73,67 +81,61 @@ def substitute_tags(
     error_items: Ints,
     error_drop: Floats,
     enumerated_items: Ints,
-    embeddings: Floats,
+    embed: Embed,
     *,
     neighbours: int = 3,
-    max_per_class: int = 20,
-    max_predictions: int = 1000,
+    max_per_class: int = MAX_PER_CLASS,
+    max_predictions: int = MAX_PREDICTIONS,
     substitute_class: bool = False,
-) -> Predictions:
+) -> Substitutions:
     """Predict bad slices that the data does not show (paper 4.2, tag substitution; the paper has 1 neighbour).
 
     In each error slice the tag of each pair in turn is replaced by the `neighbours` tags of the same attribute
-    whose embeddings are nearest by cosine (to 6 digits; ties: lower code). "not visible" is never put in, and the class
-    (attribute "main object") is replaced only with `substitute_class`: it is what is debugged. A result that
-    was enumerated has enough instances to be known, so it is no prediction. Results reached from several error
-    slices are one prediction with all its origins. They are ranked by score = drop of the origin x cosine (ties:
-    the better ranked origin, then item order), and cut to `max_per_class` for each class named in a slice and
-    to `max_predictions` in all.
+    whose embeddings are nearest by cosine (to 6 digits; ties: lower code). The tags are embedded as they are said of
+    the class that the slice names, else of the dataset's main object, else of an "object". "not visible" is never
+    put in, and the class (attribute "main object") is replaced only with `substitute_class`: it is what is debugged.
+    A result that was enumerated has enough instances to be known, so it is no prediction. Results reached from
+    several error slices are one prediction with all its origins. They are ranked by score = drop of the origin x
+    cosine (ties: the better ranked origin, then item order), and cut to `max_per_class` for each class named in a
+    slice and for those that name none, and to `max_predictions` in all.
 
     error_items      (E, D) items of the error slices in rank order, ascending, padded with -1
     error_drop       (E,)   overall mean - mean of each
     enumerated_items (S, D) items of every slice with count >= M to the same depth, in any order
-    embeddings       (T, d) a row per item, not zero; see `embed_tags`
+    embed            gives (T, d), a row per item, not zero, for the name of a main object; see `embed_tags`
 
     Raises InvalidInput (arrays that do not fit the schema or each other, a limit < 1) and Precondition (no
     error slices).
     """
-    tag_counts = np.array([len(a.tags) for a in schema.attributes], np.int64)
-    n_items = int(tag_counts.sum())
-    refuse(
-        Violation(field, f"is {value}; give 1 or more")
-        for field, value in (
-            ("neighbours", neighbours),
-            ("max_per_class", max_per_class),
-            ("max_predictions", max_predictions),
-        )
-        if value < 1
-    )
+    attribute_of = attribute_of_items(schema)
+    n_items = len(attribute_of)
+    check_limits(neighbours=neighbours, max_per_class=max_per_class, max_predictions=max_predictions)
     if not len(error_items):
         raise Precondition("there are no error slices to predict from; lower the margin or the minimum count")
-    attribute_of = np.repeat(np.arange(len(tag_counts)), tag_counts)
-    _check_items("error_items", error_items, attribute_of)
-    _check_items("enumerated_items", enumerated_items, attribute_of)
+    check_items("error_items", error_items, attribute_of)
+    check_items("enumerated_items", enumerated_items, attribute_of)
     if error_items.shape[1] != enumerated_items.shape[1]:
         raise invalid("enumerated_items", f"is {enumerated_items.shape[1]} wide and error_items {error_items.shape[1]}")
     if error_drop.shape != (len(error_items),) or not np.isfinite(error_drop).all():
         raise invalid("error_drop", f"must be {len(error_items)} numbers, one for each error slice")
-    if embeddings.ndim != 2 or len(embeddings) != n_items:
-        raise invalid("embeddings", f"has shape {embeddings.shape}; give a row for each of {n_items} tags")
 
-    nearest, cosine = _nearest(schema, embeddings, neighbours, substitute_class)
+    named, group = np.unique(class_of(schema, error_items), return_inverse=True)
+    tables = [
+        _nearest(schema, embed(main_object_of(schema, int(item))), neighbours, substitute_class) for item in named
+    ]
+    nearest, cosine = (np.stack(parts) for parts in zip(*tables, strict=True))  # (G, T + 1, k)
 
     # One candidate for each (error slice, place in it, neighbour).
-    pairs = np.where(error_items < 0, n_items, error_items)  # the last row of `nearest` is that of padding
-    origin, place, k = np.nonzero(nearest[pairs] >= 0)
+    pairs = np.where(error_items < 0, n_items, error_items)  # the last row of a table is that of padding
+    origin, place, k = np.nonzero(nearest[group[:, None], pairs] >= 0)
     from_item = error_items[origin, place]
-    to_item = nearest[from_item, k]
-    similarity = cosine[from_item, k]
+    to_item = nearest[group[origin], from_item, k]
+    similarity = cosine[group[origin], from_item, k]
     score = error_drop[origin] * similarity
     items = error_items[origin].astype(np.int32)
     items[np.arange(len(items)), place] = to_item  # the same attribute, so the row still ascends
 
-    keys = _row_keys(np.concatenate([items, enumerated_items]), n_items)
+    keys = row_keys(np.concatenate([items, enumerated_items]), n_items)
     candidate_keys, known = keys[: len(items)], keys[len(items) :]
     # Duplicates side by side, the best first; an origin reaches a slice one way only, so no tie is left.
     order = np.lexsort((origin, -score, candidate_keys))
@@ -144,11 +146,10 @@ def substitute_tags(
 
     best = order[starts]
     rank = np.lexsort((candidate_keys[best], origin[best], -score[best]))
-    classes = _class_of(schema, items[best[rank]])
-    rank = rank[_within_caps(classes, max_per_class, max_predictions)]
+    rank = rank[within_caps(class_of(schema, items[best[rank]]), max_per_class, max_predictions)]
     best = best[rank]
     spans = [order[a:b] for a, b in zip(starts[rank], ends[rank], strict=True)]
-    return Predictions(
+    return Substitutions(
         items=items[best],
         score=score[best],
         origin=origin[best],
@@ -161,6 +162,13 @@ def substitute_tags(
     )
 
 
+def main_object_of(schema: Schema, class_item: int) -> str:
+    """What a slice speaks about: the class that it names (item, -1 for none), else the only one there is."""
+    if class_item >= 0:
+        return words_of_items(schema)[class_item][1]
+    return schema.main_objects[0] if len(schema.main_objects) == 1 else OBJECT
+
+
 def _nearest(
     schema: Schema, embeddings: Floats, neighbours: int, substitute_class: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -168,6 +176,9 @@ def _nearest(
 
     The last row stands for padding and has none.
     """
+    n_items = sum(len(a.tags) for a in schema.attributes)
+    if embeddings.ndim != 2 or len(embeddings) != n_items:
+        raise invalid("embeddings", f"has shape {embeddings.shape}; give a row for each of {n_items} tags")
     unit = embeddings.astype(np.float64)
     norms = np.linalg.norm(unit, axis=1, keepdims=True)
     if not (np.isfinite(norms) & (norms > 0)).all():
@@ -191,62 +202,3 @@ def _nearest(
         items[rows, : codes.shape[1]] = np.where(np.isfinite(found), codes + rows.start, -1)
         cosines[rows, : codes.shape[1]] = found
     return items, cosines
-
-
-def _row_keys(items: Ints, n_items: int) -> NDArray[np.int64]:
-    """One number >= 0 a row (n, D): equal for equal rows, and ordered as the rows are.
-
-    The columns are digits of one number; where they would not fit in 63 bits, the number so far gives way to
-    its rank.
-    """
-    base = n_items + 1  # -1 is a digit too
-    keys = np.zeros(len(items), np.int64)
-    span = 1
-    for column in items.T:
-        if span > np.iinfo(np.int64).max // base:
-            distinct, keys = np.unique(keys, return_inverse=True)
-            span = len(distinct)
-        keys = keys * base + (column.astype(np.int64) + 1)
-        span *= base
-    return keys
-
-
-def _class_of(schema: Schema, items: NDArray[np.int32]) -> NDArray[np.int64]:
-    """The item of the class that each row (P, D) names, -1 where it names none; (P,)."""
-    offset = 0
-    for attribute in schema.attributes:
-        if attribute.name == MAIN_OBJECT:
-            ours = (items >= offset) & (items < offset + len(attribute.tags))
-            # A slice names an attribute once at most, so there is one item to find.
-            named: NDArray[np.int64] = np.where(ours, items, -1).max(axis=1).astype(np.int64)
-            return named
-        offset += len(attribute.tags)
-    return np.full(len(items), -1, np.int64)
-
-
-def _within_caps(classes: NDArray[np.int64], max_per_class: int, max_rows: int) -> NDArray[np.int64]:
-    """Positions of the rows to keep of rows in rank order: the first of each class, and the first in all."""
-    by_class = np.argsort(classes, kind="stable")
-    grouped = classes[by_class]
-    place = np.arange(len(classes)) - np.searchsorted(grouped, grouped)  # 0, 1, … in each class
-    kept = np.sort(by_class[(place < max_per_class) | (grouped < 0)])
-    return kept[:max_rows]
-
-
-def _check_items(field: str, items: Ints, attribute_of: NDArray[np.int64]) -> None:
-    """Refuse items (n, D) that are not slices: pairs of the schema, ascending, an attribute once, then -1."""
-    if items.ndim != 2 or not items.shape[1] or not np.issubdtype(items.dtype, np.integer):
-        raise invalid(field, f"is {items.dtype} of shape {items.shape}; give integers (slices, depth)")
-    n_items = len(attribute_of)
-    wrong: NDArray[np.bool_] = np.asarray(((items < -1) | (items >= n_items)).any(axis=1) | (items[:, 0] < 0))
-    if not wrong.any():
-        attributes = np.append(attribute_of, n_items)[items]  # -1 finds the last: padding comes after them all
-        rises = (np.diff(attributes, axis=1) > 0) | (items[:, 1:] < 0)
-        wrong = np.asarray(~rises.all(axis=1))
-    if wrong.any():
-        row = int(np.flatnonzero(wrong)[0])
-        raise invalid(
-            f"{field}[{row}]",
-            f"{items[row].tolist()} is no slice of the schema: give items 0 to {n_items - 1} ascending, "
-            "each attribute once, padded with -1",
-        )

@@ -2,31 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
 
-from services.repair.pick import pool_of
-from shared.errors import Precondition
+from services.repair.interval import Change, paired_change
+from services.repair.pick import pick_count, pool_of
+from shared.errors import Precondition, invalid
 from shared.names import Name
 from shared.store.artifacts import Artifacts, TagTable, items_of, scores_in_order
 
 Mask = npt.NDArray[np.bool_]
 
 
+class Group(StrEnum):
+    """Which instances a mean is over. The last three part the failing ones by the slices that were repaired."""
+
+    OVERALL = "overall"
+    FAILING = "failing"  # in an error slice
+    OTHER = "other"  # in none
+    MATCHING = "matching"  # in a repaired slice
+    OVERLAPPING = "overlapping"  # else in an error slice that shares a pair with a repaired one
+    NON_OVERLAPPING = "non_overlapping"  # else in an error slice
+
+
+@dataclass(frozen=True)
+class GroupOutcome:
+    """Mean score of `count` >= 1 scored instances, and its change against the ranked model, if it is not it."""
+
+    group: Group
+    count: int
+    mean: float
+    change: Change | None
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A model that was trained with picks, of the selection and by the method that are named."""
+
+    model: str
+    selection: Name
+    method: str = ""  # empty: the selection's own
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """Mean scores of one model; None where no scored instance lies there."""
+    """Means of one model; a group in which it has no scored instance is left out."""
 
     model: str
     selection: Name | None
     method: str  # "" for the ranked model
     added: int
-    overall: float
-    failing: float | None
-    other: float | None
+    groups: Mapping[Group, GroupOutcome]
 
 
 @dataclass(frozen=True)
@@ -36,20 +66,51 @@ class Comparison:
     failing_count: int
 
 
-def compare(artifacts: Artifacts, ranking: Name, compared: Sequence[tuple[str, Name]], split: str) -> Comparison:
-    """The ranked model and the `compared` (model, selection it was trained with) on the instances of `split`.
+def compare(
+    artifacts: Artifacts, ranking: Name, compared: Sequence[Compared], split: str, repaired: Sequence[int] = ()
+) -> Comparison:
+    """The ranked model and the `compared` ones on the tagged instances of `split`.
 
-    Precondition when the split holds no tagged instance or a model has no score there.
+    `repaired` are ranks of error slices, 1 for the worst: what matches them, what overlaps with them and the rest of
+    what fails are then told apart, as in the paper's Table 3. Changes are over the instances that both models have a
+    score for. InvalidInput for a rank that there is not. Precondition when the split holds no tagged instance or a
+    model has no score there.
     """
     parameters = artifacts.manifest(ranking).provenance.parameters
     tagging = Name(ranking.dataset, "taggings", str(parameters["tagging"]).rpartition("/")[2])
     table, _ = pool_of(artifacts, tagging, split)
-    failing = in_any_slice(table, items_of(artifacts.read_part(ranking, "error_slices")))
-    rivals: list[tuple[str, Name | None]] = [(str(parameters["model"]), None), *compared]
-    outcomes = tuple(
-        _outcome(artifacts, ranking.dataset, model, selection, table, failing, split) for model, selection in rivals
-    )
-    return Comparison(outcomes, len(failing), int(failing.sum()))
+    items = items_of(artifacts.read_part(ranking, "error_slices"))
+    groups = groups_of(table, items, _positions(repaired, len(items)))
+    first = Compared(str(parameters["model"]), ranking)
+    before = _scores(artifacts, ranking.dataset, first.model, table, split)
+    outcomes = [Outcome(first.model, None, "", 0, _means(groups, before, None))]
+    for one in compared:
+        after = _scores(artifacts, ranking.dataset, one.model, table, split)
+        summary = artifacts.manifest(one.selection).summary
+        method = one.method or str(summary["method"])
+        added = pick_count(one.selection, summary, method)
+        outcomes.append(Outcome(one.model, one.selection, method, added, _means(groups, after, before)))
+    return Comparison(tuple(outcomes), len(table.codes), int(groups[Group.FAILING].sum()))
+
+
+def groups_of(table: TagTable, items: npt.NDArray[np.int32], repaired: Sequence[int] = ()) -> dict[Group, Mask]:
+    """(N,) which rows of `table` lie in each group, for the error slices (E, D), padded with -1.
+
+    `repaired` are positions of error slices; without them the last three groups are left out.
+    """
+    failing = in_any_slice(table, items)
+    groups = {Group.OVERALL: np.ones(len(failing), bool), Group.FAILING: failing, Group.OTHER: ~failing}
+    if len(repaired):
+        chosen = items[list(repaired)]
+        shares = np.isin(items, chosen[chosen >= 0]).any(axis=1)
+        matching = in_any_slice(table, chosen)
+        overlapping = in_any_slice(table, items[shares]) & ~matching
+        groups |= {
+            Group.MATCHING: matching,
+            Group.OVERLAPPING: overlapping,
+            Group.NON_OVERLAPPING: failing & ~matching & ~overlapping,
+        }
+    return groups
 
 
 def in_any_slice(table: TagTable, items: npt.NDArray[np.int32]) -> Mask:
@@ -64,33 +125,31 @@ def in_any_slice(table: TagTable, items: npt.NDArray[np.int32]) -> Mask:
     return found
 
 
-def _outcome(
-    artifacts: Artifacts,
-    dataset: str,
-    model: str,
-    selection: Name | None,
-    table: TagTable,
-    failing: Mask,
-    split: str,
-) -> Outcome:
+def _positions(ranks: Sequence[int], n_slices: int) -> list[int]:
+    for i, rank in enumerate(ranks):
+        if not 1 <= rank <= n_slices:
+            has = f"the ranking has 1 to {n_slices}" if n_slices else "the ranking has no error slices"
+            raise invalid(f"repaired_ranks[{i}]", f"is {rank}; {has}")
+    return [rank - 1 for rank in ranks]
+
+
+def _scores(artifacts: Artifacts, dataset: str, model: str, table: TagTable, split: str) -> npt.NDArray[np.float64]:
     scores = scores_in_order(artifacts.scores(artifacts.model(dataset, model)), table.instance_ids)
-    scored = ~np.isnan(scores)
-    if not scored.any():
+    if np.isnan(scores).all():
         raise Precondition(f"model '{model}' has no score for any '{split}' instance; add them and compare again")
-    method, added = "", 0
-    if selection is not None:
-        summary = artifacts.manifest(selection).summary
-        method, added = str(summary["method"]), int(summary["pick_count"])
-    return Outcome(
-        model=model,
-        selection=selection,
-        method=method,
-        added=added,
-        overall=float(scores[scored].mean()),
-        failing=_mean(scores, scored & failing),
-        other=_mean(scores, scored & ~failing),
-    )
+    return scores
 
 
-def _mean(scores: npt.NDArray[np.float64], where: Mask) -> float | None:
-    return float(scores[where].mean()) if where.any() else None
+def _means(
+    groups: Mapping[Group, Mask], scores: npt.NDArray[np.float64], before: npt.NDArray[np.float64] | None
+) -> dict[Group, GroupOutcome]:
+    scored = ~np.isnan(scores)
+    found = {}
+    for group, mask in groups.items():
+        where = mask & scored
+        if not where.any():
+            continue
+        both = where & ~np.isnan(before) if before is not None else where
+        change = paired_change(before[both], scores[both]) if before is not None and both.any() else None
+        found[group] = GroupOutcome(group, int(where.sum()), float(scores[where].mean()), change)
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import grpc
@@ -11,10 +12,14 @@ from redis.asyncio import Redis
 
 from hibug2.v1 import repair_pb2 as pb
 from hibug2.v1 import repair_pb2_grpc as rpc
-from services.repair.compare import compare
+from hibug2.v1 import types_pb2
+from services.repair.collect import data_needs
+from services.repair.compare import Compared, Group, compare
 from services.repair.config import Settings
-from services.repair.pick import LOWEST_MEAN, RANDOM, pick_artifact, pool_of
+from services.repair.methods import Method
+from services.repair.pick import Wanted, pick_artifact, pool_of, read_picks
 from shared.errors import invalid
+from shared.images.reader import ImageReader
 from shared.jobs import Jobs, Progress
 from shared.names import Name, content_id, dataset_id, parse
 from shared.queue.stream import connect
@@ -22,18 +27,28 @@ from shared.rpc import context as call
 from shared.rpc.paging import page_bounds
 from shared.rpc.provenance import provenance_proto
 from shared.rpc.server import RunningServer, start
-from shared.store.artifacts import Artifacts
+from shared.store.artifacts import Artifacts, items_of
 from shared.store.store import Store
 
 Context = grpc.aio.ServicerContext[Any, Any]
 POOL, TEST = "pool", "test"
-REVISION = 1  # raised when the same input would give another selection
-_METHODS = {
-    pb.SELECTION_METHOD_UNSPECIFIED: LOWEST_MEAN,
-    pb.SELECTION_METHOD_LOWEST_MEAN: LOWEST_MEAN,
-    pb.SELECTION_METHOD_RANDOM: RANDOM,
-}
-_PROTO_METHODS = {LOWEST_MEAN: pb.SELECTION_METHOD_LOWEST_MEAN, RANDOM: pb.SELECTION_METHOD_RANDOM}
+REVISION = 2  # raised when the same input would give another selection
+MAX_EMBEDDING_BYTES = 4 << 30
+
+
+def _method(number: int, field: str) -> Method:
+    """The method of an enum value; lowest mean when unspecified."""
+    if number == pb.SELECTION_METHOD_UNSPECIFIED:
+        return Method.LOWEST_MEAN
+    found = pb.SelectionMethod.DESCRIPTOR.values_by_number.get(number)
+    if found is None:
+        raise invalid(field, f"{number} is no selection method")
+    return Method(found.name.removeprefix("SELECTION_METHOD_").lower())
+
+
+def _number(method: str) -> pb.SelectionMethod.ValueType:
+    """The enum value of a method; unspecified for none."""
+    return pb.SelectionMethod.Value(f"SELECTION_METHOD_{(method or 'unspecified').upper()}")
 
 
 class RepairServicer(rpc.RepairServiceServicer):
@@ -42,6 +57,8 @@ class RepairServicer(rpc.RepairServiceServicer):
     def __init__(self, settings: Settings, redis: Redis, store: Store) -> None:
         self._settings = settings
         self._store = store
+        self._images = ImageReader(settings.image_prefixes)
+        self._files = ImageReader(settings.image_prefixes, max_bytes=MAX_EMBEDDING_BYTES)
         self.jobs = Jobs(redis, "repair", self._is_complete)
 
     def _artifacts(self) -> Artifacts:
@@ -53,25 +70,13 @@ class RepairServicer(rpc.RepairServiceServicer):
     async def CreateSelection(self, request: pb.CreateSelectionRequest, context: Context) -> pb.CreateSelectionResponse:
         dataset = dataset_id(request.parent, "parent")
         ranking = parse(request.ranking, "rankings", "ranking", within=dataset)
-        if request.method not in _METHODS:
-            raise invalid("method", f"{request.method} is no selection method")
-        method, split = _METHODS[request.method], request.split or POOL
-        if not 1 <= request.budget <= self._settings.max_budget:
-            raise invalid("budget", f"is {request.budget}; give 1 to {self._settings.max_budget}")
+        wanted = self._wanted(request)
         artifacts = self._artifacts()
         parameters = (await asyncio.to_thread(artifacts.manifest, ranking)).provenance.parameters
         record = await asyncio.to_thread(artifacts.model, dataset, str(parameters["model"]))
         tagging = parse(str(parameters["tagging"]), "taggings", "ranking")
-        await asyncio.to_thread(pool_of, artifacts, tagging, split)
-        key = content_id(
-            ranking=ranking.id,
-            scores=record.digest,
-            method=method,
-            split=split,
-            budget=request.budget,
-            seed=request.seed,
-            revision=REVISION,
-        )
+        await asyncio.to_thread(pool_of, artifacts, tagging, wanted.split)
+        key = content_id(ranking=ranking.id, scores=record.digest, wanted=asdict(wanted), revision=REVISION)
         name = Name(dataset, "selections", key)
 
         async def work(progress: Progress) -> None:
@@ -82,13 +87,34 @@ class RepairServicer(rpc.RepairServiceServicer):
                 name,
                 ranking,
                 record,
-                method=method,
-                split=split,
-                budget=request.budget,
-                seed=request.seed,
+                wanted,
+                read_file=self._files.read,
+                open_image=self._images.open,
             )
 
         return pb.CreateSelectionResponse(job=await self.jobs.create(str(name), work))
+
+    def _wanted(self, request: pb.CreateSelectionRequest) -> Wanted:
+        options = request.options
+        if not 1 <= request.budget <= self._settings.max_budget:
+            raise invalid("budget", f"is {request.budget}; give 1 to {self._settings.max_budget}")
+        if options.class_quota < 0:
+            raise invalid("options.class_quota", f"is {options.class_quota}; give 1 or more, or 0 for no limit")
+        if options.embeddings_uri:
+            self._files.check_uri(options.embeddings_uri)
+        return Wanted(
+            method=_method(request.method, "method"),
+            budget=request.budget,
+            split=request.split or POOL,
+            seed=request.seed,
+            rivals=tuple(dict.fromkeys(_method(m, f"rival_methods[{i}]") for i, m in enumerate(request.rival_methods))),
+            class_quota=options.class_quota,
+            excluded_ids=tuple(sorted(set(options.excluded_instance_ids))),
+            without_near_copies=options.without_near_copies,
+            spread=options.spread,
+            one_per_family=options.one_per_family,
+            embeddings_uri=options.embeddings_uri,
+        )
 
     async def GetSelection(self, request: pb.GetSelectionRequest, context: Context) -> pb.GetSelectionResponse:
         name = parse(request.name, "selections", "name")
@@ -97,9 +123,18 @@ class RepairServicer(rpc.RepairServiceServicer):
         if await asyncio.to_thread(artifacts.is_complete, name):
             manifest = await asyncio.to_thread(artifacts.manifest, name)
             summary = manifest.summary
-            response.method = _PROTO_METHODS[summary["method"]]
+            response.method = _number(summary["method"])
             response.pick_count, response.pool_count = summary["pick_count"], summary["pool_count"]
             response.unmatched_slice_count = summary["unmatched_slice_count"]
+            for told in summary.get("methods", ()):
+                response.methods.add(
+                    method=_number(told["method"]),
+                    pick_count=told["pick_count"],
+                    shared_count=told["shared_count"],
+                    matching_count=told["matching_count"],
+                )
+            response.near_copy_count = summary.get("near_copies", 0)
+            response.unreadable_count = summary.get("unreadable", 0)
             response.provenance.CopyFrom(provenance_proto(manifest.provenance))
         return response
 
@@ -116,41 +151,78 @@ class RepairServicer(rpc.RepairServiceServicer):
 
     async def ListPicks(self, request: pb.ListPicksRequest, context: Context) -> pb.ListPicksResponse:
         name = parse(request.parent, "selections", "parent")
-        artifacts = self._artifacts()
-        await asyncio.to_thread(artifacts.manifest, name)
-        table = await asyncio.to_thread(artifacts.read_part, name, "picks")
+        method = _method(request.method, "method") if request.method else None
+        table, pairs = await asyncio.to_thread(read_picks, self._artifacts(), name, method)
         first, end, token = page_bounds(table.num_rows, request.page_size, request.page_token)
         response = pb.ListPicksResponse(next_page_token=token)
-        for row in table.slice(first, end - first).to_pylist():
+        page = table.slice(first, end - first)
+        for row, items in zip(page.to_pylist(), items_of(page).tolist(), strict=True):
             response.picks.add(
                 instance_id=row["instance_id"],
                 image_uri=row["image_uri"],
                 slice_rank=row["slice_rank"],
                 slice_mean=row["slice_mean"],
+                tags=[types_pb2.AttributeTag(attribute=pairs[i][0], tag=pairs[i][1]) for i in items if i >= 0],
+                pool_index=row.get("pool_index", 0),
+                predicted_label=row.get("predicted_label") or "",
+                value=row.get("value"),
+            )
+        return response
+
+    async def ListDataNeeds(self, request: pb.ListDataNeedsRequest, context: Context) -> pb.ListDataNeedsResponse:
+        ranking = parse(request.parent, "rankings", "parent")
+        found = await asyncio.to_thread(
+            data_needs, self._artifacts(), ranking, request.split or POOL, request.wanted_count
+        )
+        first, end, token = page_bounds(len(found), request.page_size, request.page_token)
+        response = pb.ListDataNeedsResponse(next_page_token=token)
+        for need in found[first:end]:
+            response.needs.add(
+                slice_rank=need.slice + 1,
+                slice_mean=need.mean,
+                tags=[types_pb2.AttributeTag(attribute=attribute, tag=tag) for attribute, tag in need.tags],
+                pool_count=need.pool_count,
+                missing_count=need.missing_count,
+                description=need.description,
+                prompt=need.prompt,
             )
         return response
 
     async def CompareRepair(self, request: pb.CompareRepairRequest, context: Context) -> pb.CompareRepairResponse:
         ranking = parse(request.ranking, "rankings", "ranking")
         compared = [
-            (
+            Compared(
                 parse(c.model, "models", f"compared_models[{i}].model", within=ranking.dataset).id,
                 parse(c.selection, "selections", f"compared_models[{i}].selection", within=ranking.dataset),
+                _method(c.method, f"compared_models[{i}].method") if c.method else "",
             )
             for i, c in enumerate(request.compared_models)
         ]
-        found = await asyncio.to_thread(compare, self._artifacts(), ranking, compared, request.split or TEST)
+        found = await asyncio.to_thread(
+            compare, self._artifacts(), ranking, compared, request.split or TEST, tuple(request.repaired_ranks)
+        )
         response = pb.CompareRepairResponse(instance_count=found.instance_count, failing_count=found.failing_count)
         for o in found.outcomes:
-            response.outcomes.add(
+            failing, other = o.groups.get(Group.FAILING), o.groups.get(Group.OTHER)
+            outcome = response.outcomes.add(
                 model=f"datasets/{ranking.dataset}/models/{o.model}",
                 selection=str(o.selection or ""),
-                method=_PROTO_METHODS.get(o.method, pb.SELECTION_METHOD_UNSPECIFIED),
+                method=_number(o.method),
                 added_count=o.added,
-                overall_mean=o.overall,
-                failing_mean=o.failing,
-                other_mean=o.other,
+                overall_mean=o.groups[Group.OVERALL].mean,
+                failing_mean=failing.mean if failing else None,
+                other_mean=other.mean if other else None,
             )
+            for group in o.groups.values():
+                change = group.change
+                outcome.groups.add(
+                    group=pb.RepairGroup.Value(f"REPAIR_GROUP_{group.group.upper()}"),
+                    scored_count=group.count,
+                    mean=group.mean,
+                    change=change.mean if change else None,
+                    change_low=change.low if change else None,
+                    change_high=change.high if change else None,
+                )
         return response
 
 

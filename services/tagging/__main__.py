@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 
 from services.tagging.config import Settings
 from services.tagging.server import start_server
 from services.tagging.worker import Worker
-from shared import logs, metrics
+from shared import metrics
 from shared.config import load
 from shared.queue.stream import connect
-from shared.rpc.server import run, start, stop_signal
+from shared.rpc.server import run, run_process, start, stop_signal
 from shared.store.store import Store
 
 
@@ -31,8 +30,7 @@ def main(arguments: list[str]) -> None:
     if "worker" not in arguments:
         return run(Settings, start_server)
     settings = load(Settings, arguments)
-    logs.configure(settings.log_level)
-    return asyncio.run(_work(settings))
+    return run_process("tagging-worker", settings, _work(settings))
 
 
 if __name__ == "__main__":

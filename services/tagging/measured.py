@@ -7,9 +7,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from services.tagging.tagger import Answer
 from shared.errors import invalid
 from shared.images.box import Box
 from shared.images.measures import MEASURES, measure
+from shared.images.reader import RGB
 from shared.schema import UNKNOWN, Attribute
 
 
@@ -32,6 +34,19 @@ def measured_codes(
     for i, attribute in enumerate(attributes):
         codes[:, i] = _codes(values[:, i], attribute)
     return codes
+
+
+class MeasuredTagger:
+    """Measures each image while it is open."""
+
+    def look(self, image: RGB, box: Box | None, attributes: Sequence[Attribute]) -> NDArray[np.uint16]:
+        codes: NDArray[np.uint16] = measured_codes([image], [box], attributes)[0]
+        return codes
+
+    async def tag(
+        self, looks: Sequence[NDArray[np.uint16]], labels: Sequence[str], attributes: Sequence[Attribute]
+    ) -> Answer:
+        return Answer(np.stack(looks))
 
 
 def _codes(values: NDArray[np.float64], attribute: Attribute) -> NDArray[np.uint16]:

@@ -1,4 +1,4 @@
-"""The tagging service over gRPC: plans a tagging, hands its parts to workers, and closes the tag table."""
+"""The tagging service over gRPC: plans taggings, follows them, tells how they stand."""
 
 from __future__ import annotations
 
@@ -7,192 +7,192 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
-import numpy as np
-import pyarrow as pa
+from prometheus_client import Gauge
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from hibug2.v1 import tagging_pb2 as pb
 from hibug2.v1 import tagging_pb2_grpc as rpc
 from hibug2.v1 import types_pb2
-from services.tagging import plan
-from services.tagging.board import QUEUE, Board
+from services.tagging import check, dead, plan, reuse
+from services.tagging.board import QUEUE, WORKED_ON, Board
+from services.tagging.clip import clip_id
 from services.tagging.config import Settings
-from shared.jobs import Jobs, Progress
-from shared.names import Name, content_id, dataset_id, parse
-from shared.queue.stream import WorkQueue, connect
+from services.tagging.course import Course, Wanted
+from services.tagging.estimate import estimate_tagging, usual_attributes
+from services.tagging.messages import quality_proto
+from services.tagging.shelf import DeadRow, Shelf
+from shared import logs
+from shared.errors import Busy, NotFound, invalid
+from shared.jobs import RESTING, Jobs, Progress
+from shared.llm import Account, Ledger
+from shared.llm.prices import Prices
+from shared.names import Name, content_id, dataset_id, parse, parse_any
+from shared.prompting import load_prompt, prompts_root
+from shared.queue.stream import Backlog, DeadEntry, Priority, WorkQueue, connect
 from shared.rpc import context as call
+from shared.rpc.costs import estimated_cost
+from shared.rpc.paging import page
 from shared.rpc.server import RunningServer, start
-from shared.schema import NOT_VISIBLE, UNKNOWN, Schema
-from shared.store.artifacts import Artifacts, Manifest, Provenance, TagTable, tags_to_arrow
+from shared.schema import Tagger
+from shared.store.artifacts import Artifacts
 from shared.store.store import Store
 
+log = logs.get("tagging")
 Context = grpc.aio.ServicerContext[Any, Any]
-_POLL_S = 0.2
-_RECHECK_S = 2.0
+BACKLOG = Gauge("hibug2_tagging_backlog", "Work items: lag (in the queue), pending (in hand), waiting", ["kind"])
+_MEASURE_S = 5.0
+_PRIORITIES = {pb.PRIORITY_INTERACTIVE: Priority.INTERACTIVE, pb.PRIORITY_BATCH: Priority.BATCH}
 
 
 class TaggingServicer(rpc.TaggingServiceServicer):
-    """proto in, plan and queue, proto out."""
+    """proto in, a course as a job, proto out."""
 
     def __init__(self, settings: Settings, redis: Redis, store: Store) -> None:
         self._settings = settings
         self._redis = redis
         self._store = store
         self._queue = WorkQueue(redis, QUEUE, int(settings.lease_s * 1000))
+        self._ledger = Ledger(redis)
         self.jobs = Jobs(redis, "tagging", self._is_complete)
+        self._measurer = asyncio.create_task(self._measure())
 
     def _artifacts(self) -> Artifacts:
         return Artifacts(self._store, call.team.get())
 
     async def _is_complete(self, name: str) -> bool:
-        return await asyncio.to_thread(self._artifacts().is_complete, parse(name, "taggings", "name"))
+        made = parse_any(name, WORKED_ON, "name")
+        return await asyncio.to_thread(_is_made, self._artifacts(), made)
+
+    # Starting
 
     async def CreateTagging(self, request: pb.CreateTaggingRequest, context: Context) -> pb.CreateTaggingResponse:
         dataset = dataset_id(request.parent, "parent")
-        schema_name = parse(request.schema, "schemas", "schema", within=dataset)
+        schema = parse(request.schema, "schemas", "schema", within=dataset)
+        asked = dead.Request(dataset, schema.id, tuple(request.splits))
+        budget = request.budget if request.HasField("budget") else None
+        return pb.CreateTaggingResponse(job=await self._create(asked, _PRIORITIES.get(request.priority), budget))
+
+    async def _create(
+        self, asked: dead.Request, priority: Priority | None, budget: types_pb2.Budget | None
+    ) -> types_pb2.Job:
         artifacts = self._artifacts()
-        record = await asyncio.to_thread(artifacts.dataset, dataset)
-        schema, _ = await asyncio.to_thread(artifacts.schema, dataset, schema_name.id)
-        instances = await asyncio.to_thread(artifacts.instances, record)
-        rows = plan.rows_to_tag(instances, request.splits)
-        splits = sorted(set(rows.column("split").to_pylist()))
-        name = Name(dataset, "taggings", content_id(digest=record.digest, schema=schema_name.id, splits=splits))
+        wanted = await asyncio.to_thread(self._wanted, artifacts, asked, priority)
+        name = str(wanted.name)
+        if not await self._goes_on(name):
+            waiting = (await self._queue.backlog()).total
+            if waiting >= self._settings.max_backlog:
+                raise Busy(f"{waiting:,} work items wait already, of all teams; try again in a while")
+        if budget is not None and not await self._is_complete(name):
+            await self._set_budget(artifacts, wanted.name, budget)
 
         async def work(progress: Progress) -> None:
-            await self._tag(progress, artifacts, name, rows, schema, record.digest, splits)
+            await Course(self._settings, self._redis, self._queue, artifacts, wanted).work(progress)
 
-        return pb.CreateTaggingResponse(job=await self.jobs.create(str(name), work))
+        return await self.jobs.create(name, work)
 
-    async def _tag(
-        self,
-        progress: Progress,
-        artifacts: Artifacts,
-        name: Name,
-        rows: pa.Table,
-        schema: Schema,
-        digest: str,
-        splits: Sequence[str],
-    ) -> None:
-        """Queue the parts that are missing, wait for the workers, close the table."""
-        per_part = self._settings.llm_item_rows if plan.needs_llm(schema) else self._settings.item_rows
-        per_part = await asyncio.to_thread(self._plan, artifacts, name, rows, schema, per_part)
-        folder = artifacts.path(name, "parts")
-        parts = plan.parts_of(rows.num_rows, per_part)
-        board = Board(self._redis, artifacts.team, str(name))
-        await board.begin()
-        await self._queue.ensure()
-        todo = plan.missing(parts, await asyncio.to_thread(self._store.names, folder))
-        before = rows.num_rows - sum(p.count for p in todo)
-        progress.step, progress.done_at_start = "tagging", before
-        progress.update(before, rows.num_rows)
-        await self._enqueue(artifacts.team, name, todo)
-        try:
-            await self._wait(progress, board, artifacts.team, name, folder, todo, before)
-        except asyncio.CancelledError:
-            await board.cancel()
-            raise
-        await asyncio.to_thread(self._close, artifacts, name, rows, schema, digest, splits, parts)
-
-    def _plan(self, artifacts: Artifacts, name: Name, rows: pa.Table, schema: Schema, per_part: int) -> int:
-        """Store what workers read, and return the rows of a part: those of an earlier attempt, whose parts count."""
-        path = artifacts.path(name, "plan.json")
-        if self._store.exists(path):
-            return int(self._store.read_json(path)["rows_per_part"])
-        artifacts.write_part(name, "plan", rows)
-        self._store.write_json(path, {"schema": schema.schema_id, "rows_per_part": per_part})
-        return per_part
-
-    async def _enqueue(self, team: str, name: Name, todo: Sequence[plan.Part]) -> None:
-        items = [
-            pb.TaggingItem(team=team, tagging=str(name), part=p.number, first_row=p.first, row_count=p.count)
-            for p in todo
-        ]
-        for i in range(0, len(items), 1000):
-            await self._queue.add([item.SerializeToString() for item in items[i : i + 1000]])
-
-    async def _wait(
-        self,
-        progress: Progress,
-        board: Board,
-        team: str,
-        name: Name,
-        folder: str,
-        todo: Sequence[plan.Part],
-        before: int,
-    ) -> None:
-        numbers = {p.number for p in todo}
-        idle = 0.0
-        while True:
-            await board.raise_failure()
-            lost = await board.is_lost()
-            if lost:
-                await board.begin()
-            done = await board.rows_done()
-            progress.cost = await board.cost()
-            progress.update(before + sum(done[n] for n in numbers & done.keys()), progress.total)
-            if numbers <= done.keys():
-                return
-            idle = idle + _POLL_S if await self._queue.backlog() == (0, 0) else 0.0
-            if lost or idle >= _RECHECK_S:
-                # Redis lost its data, or the queue is empty and parts are missing. What is in the store is done.
-                idle = 0.0
-                left = plan.missing(todo, await asyncio.to_thread(self._store.names, folder))
-                for part in (p for p in todo if p not in left and p.number not in done):
-                    await board.part_done(part.number, part.count, types_pb2.Cost())
-                await self._queue.ensure()
-                await self._enqueue(team, name, left)
-            await asyncio.sleep(_POLL_S)
-
-    def _close(
-        self,
-        artifacts: Artifacts,
-        name: Name,
-        rows: pa.Table,
-        schema: Schema,
-        digest: str,
-        splits: Sequence[str],
-        parts: Sequence[plan.Part],
-    ) -> None:
-        tables = [self._store.read_table(artifacts.path(name, "parts", plan.part_file(p.number))) for p in parts]
-        whole = pa.concat_tables(tables).combine_chunks()
-        codes = np.column_stack([whole.column(plan.code_column(j)).to_numpy() for j in range(len(schema.attributes))])
-        table = TagTable(whole.column("instance_id").combine_chunks(), codes, schema)
-        artifacts.write_part(name, "tags", tags_to_arrow(table))
-        dead = [e for e in whole.column("error").to_pylist() if e]
-        artifacts.complete(
-            name,
-            Manifest(
-                Provenance(
-                    inputs={"dataset": digest, "schema": schema.schema_id},
-                    parameters={"schema": schema.schema_id, "splits": list(splits)},
-                ),
-                {
-                    "instance_count": rows.num_rows,
-                    "dead_count": len(dead),
-                    "dead_reasons": dead[:20],
-                    "unknown": {a: int((codes[:, j] == UNKNOWN).sum()) for j, a in enumerate(schema.names())},
-                    "not_visible": {
-                        a.name: int((codes[:, j] == a.code(NOT_VISIBLE)).sum()) if NOT_VISIBLE in a.tags else 0
-                        for j, a in enumerate(schema.attributes)
-                    },
-                },
-            ),
+    def _wanted(self, artifacts: Artifacts, asked: dead.Request, priority: Priority | None) -> Wanted:
+        record = artifacts.dataset(asked.dataset)
+        schema, _ = artifacts.schema(asked.dataset, asked.schema)
+        rows = plan.rows_to_tag(artifacts.instances(record), asked.splits)
+        splits = tuple(sorted(set(rows.column("split").to_pylist())))
+        asked = dead.Request(asked.dataset, asked.schema, splits)
+        by: dict[str, object] = {}
+        digest = model = clip = ""
+        if plan.needs_llm(schema):
+            root = prompts_root(self._settings.prompts_dir)
+            digest = load_prompt("tagging", "tag", schema.task.value, root=root).digest
+            model = self._settings.llm_model
+            by = {"prompt": digest, "model": model}
+        if plan.needs_clip(schema):
+            clip = by["clip"] = clip_id(self._settings.clip_model, self._settings.clip_weights)
+        tries = dead.redrives(artifacts, asked)
+        if tries:
+            by["redrive"] = tries
+        key = content_id(digest=record.digest, schema=asked.schema, splits=splits, **by)
+        return Wanted(
+            name=Name(asked.dataset, "taggings", key),
+            instances=rows,
+            schema=schema,
+            dataset_digest=record.digest,
+            splits=splits,
+            prompt_digest=digest,
+            model=model,
+            clip=clip,
+            redrive=tries,
+            priority=priority,
         )
-        self._store.delete(artifacts.path(name, "parts"))
-        self._store.delete(artifacts.path(name, "plan.parquet"))
+
+    async def _goes_on(self, name: str) -> bool:
+        """True for a job that is there and needs nothing new of the queue."""
+        try:
+            job = await self.jobs.get(name)
+        except NotFound:
+            return False
+        return job.state not in RESTING or job.state == types_pb2.JOB_STATE_SUCCEEDED
+
+    async def _set_budget(self, artifacts: Artifacts, name: Name, budget: types_pb2.Budget) -> None:
+        """Written down, so that the cap outlives Redis, and told to calls that are made already."""
+        account = Account(artifacts.team, budget.account or str(name))
+        await self._ledger.open(account, budget.amount)
+        await asyncio.to_thread(Shelf(artifacts, name).write_budget, budget.account, budget.amount)
+
+    async def EstimateTagging(self, request: pb.EstimateTaggingRequest, context: Context) -> pb.EstimateTaggingResponse:
+        dataset = dataset_id(request.parent, "parent")
+        schema = parse(request.schema, "schemas", "schema", within=dataset).id if request.schema else ""
+        return await asyncio.to_thread(self._estimate, dataset, schema, tuple(request.splits))
+
+    def _estimate(self, dataset: str, schema_id: str, splits: tuple[str, ...]) -> pb.EstimateTaggingResponse:
+        artifacts, settings = self._artifacts(), self._settings
+        record = artifacts.dataset(dataset)
+        rows = plan.rows_to_tag(artifacts.instances(record), splits)
+        prompt = load_prompt("tagging", "tag", record.task.value, root=prompts_root(settings.prompts_dir))
+        if schema_id:
+            schema, _ = artifacts.schema(dataset, schema_id)
+            attributes = [a for a in schema.attributes if a.tagger is Tagger.VLM]
+            keys = [reuse.attribute_key(a, prompt.digest, settings.llm_model, "") for a in attributes]
+            lacking = ~reuse.known_codes(artifacts, dataset, rows, attributes, keys).mask
+            asked = [(len(g.rows), [attributes[j] for j in g.attributes]) for g in plan.groups_of(lacking)]
+            assumption = "every image is answered at once"
+        else:
+            attributes = usual_attributes() if settings.llm_base_url else []
+            asked = [(rows.num_rows, attributes)] if attributes else []
+            assumption = (
+                f"a schema of {len(attributes)} attributes with {len(attributes[0].tags)} tags" if asked else ""
+            )
+        if not asked:
+            return pb.EstimateTaggingResponse()
+        price = Prices.load(settings.llm_prices).known(settings.llm_model)
+        found = estimate_tagging(price, prompt, asked, settings.llm_image_detail)
+        return pb.EstimateTaggingResponse(cost=estimated_cost(found), assumption=assumption)
+
+    # Reading
 
     async def GetTagging(self, request: pb.GetTaggingRequest, context: Context) -> pb.GetTaggingResponse:
         name = parse(request.name, "taggings", "name")
         response = pb.GetTaggingResponse(job=await self.jobs.get(request.name))
         artifacts = self._artifacts()
-        if await asyncio.to_thread(artifacts.is_complete, name):
-            summary = (await asyncio.to_thread(artifacts.manifest, name)).summary
-            response.instance_count, response.dead_count = summary["instance_count"], summary["dead_count"]
-            for attribute, unknown in summary["unknown"].items():
-                response.coverage.add(
-                    attribute=attribute, unknown_count=unknown, not_visible_count=summary["not_visible"][attribute]
-                )
+        if not await asyncio.to_thread(artifacts.is_complete, name):
+            told = await self._told(artifacts, name)
+            response.dead_count, response.invalid_answer_share = told.dead_count, told.invalid_answer_share
+            return response
+        summary = (await asyncio.to_thread(artifacts.manifest, name)).summary
+        response.instance_count, response.dead_count = summary["instance_count"], summary["dead_count"]
+        response.reused_count = summary.get("reused_count", 0)
+        if summary.get("asked_count"):
+            response.invalid_answer_share = summary["invalid_answer_count"] / summary["asked_count"]
+        for attribute, unknown in summary["unknown"].items():
+            response.coverage.add(
+                attribute=attribute, unknown_count=unknown, not_visible_count=summary["not_visible"][attribute]
+            )
         return response
+
+    async def _told(self, artifacts: Artifacts, name: Name) -> pb.WatchTaggingResponse:
+        try:
+            outline = await asyncio.to_thread(Shelf(artifacts, name).outline)
+        except NotFound:
+            return pb.WatchTaggingResponse()
+        return await Board(self._redis, artifacts.team, str(name), outline.id).told()
 
     async def CancelTagging(self, request: pb.CancelTaggingRequest, context: Context) -> pb.CancelTaggingResponse:
         parse(request.name, "taggings", "name")
@@ -201,13 +201,157 @@ class TaggingServicer(rpc.TaggingServiceServicer):
     async def WatchTagging(
         self, request: pb.WatchTaggingRequest, context: Context
     ) -> AsyncIterator[pb.WatchTaggingResponse]:
-        parse(request.name, "taggings", "name")
+        name, artifacts = parse(request.name, "taggings", "name"), self._artifacts()
         async for job in self.jobs.watch(request.name):
-            yield pb.WatchTaggingResponse(job=job)
+            if job.state == types_pb2.JOB_STATE_SUCCEEDED:
+                found = await self.GetTagging(pb.GetTaggingRequest(name=request.name), context)
+                told = pb.WatchTaggingResponse(
+                    dead_count=found.dead_count, invalid_answer_share=found.invalid_answer_share
+                )
+            else:
+                told = await self._told(artifacts, name)
+            told.job.CopyFrom(job)
+            yield told
 
     async def GetBacklog(self, request: pb.GetBacklogRequest, context: Context) -> pb.GetBacklogResponse:
-        lag, pending = await self._queue.backlog()
-        return pb.GetBacklogResponse(lag_count=lag, pending_count=pending)
+        found = await self._queue.backlog()
+        _show(found)
+        return pb.GetBacklogResponse(lag_count=found.lag, pending_count=found.pending, waiting_count=found.waiting)
+
+    async def _measure(self) -> None:
+        while True:
+            try:
+                _show(await self._queue.backlog())
+            except RedisError as error:
+                log.warning("backlog not measured", error=str(error))
+            await asyncio.sleep(_MEASURE_S)
+
+    async def close(self) -> None:
+        self._measurer.cancel()
+        await asyncio.gather(self._measurer, return_exceptions=True)
+        await self.jobs.close()
+
+    # Checks
+
+    async def CreateTagCheck(self, request: pb.CreateTagCheckRequest, context: Context) -> pb.CreateTagCheckResponse:
+        artifacts = self._artifacts()
+        made = await asyncio.to_thread(self._planned_check, artifacts, request)
+        if request.HasField("budget") and not await self._is_complete(str(made.name)):
+            await self._set_budget(artifacts, made.name, request.budget)
+
+        async def work(progress: Progress) -> None:
+            if made.wanted is not None and not await asyncio.to_thread(artifacts.is_complete, made.name):
+                await Course(self._settings, self._redis, self._queue, artifacts, made.wanted).work(progress)
+            await asyncio.to_thread(check.conclude, artifacts, made)
+
+        return pb.CreateTagCheckResponse(job=await self.jobs.create(str(made.name), work))
+
+    def _planned_check(self, artifacts: Artifacts, request: pb.CreateTagCheckRequest) -> check.Check:
+        settings = self._settings
+        tagging = check.tagging_to_check(artifacts, request.parent, request.tagging)
+        task, root = artifacts.dataset(tagging.dataset).task, prompts_root(settings.prompts_dir)
+        model = settings.llm_model if settings.llm_base_url else ""
+        return check.plan_check(
+            artifacts,
+            tagging,
+            request.sample_count,
+            request.seed,
+            prompt_digest=load_prompt("tagging", "tag", task.value, root=root).digest if model else "",
+            model=model,
+            min_kappa=settings.min_kappa,
+        )
+
+    async def GetTagCheck(self, request: pb.GetTagCheckRequest, context: Context) -> pb.GetTagCheckResponse:
+        name = parse(request.name, "checks", "name")
+        response = pb.GetTagCheckResponse(job=await self.jobs.get(request.name))
+        if response.job.state == types_pb2.JOB_STATE_SUCCEEDED:
+            found = await asyncio.to_thread(self._artifacts().quality, name)
+            response.quality.CopyFrom(quality_proto(found))
+        return response
+
+    async def CancelTagCheck(self, request: pb.CancelTagCheckRequest, context: Context) -> pb.CancelTagCheckResponse:
+        parse(request.name, "checks", "name")
+        return pb.CancelTagCheckResponse(job=await self.jobs.cancel(request.name))
+
+    async def WatchTagCheck(
+        self, request: pb.WatchTagCheckRequest, context: Context
+    ) -> AsyncIterator[pb.WatchTagCheckResponse]:
+        parse(request.name, "checks", "name")
+        async for job in self.jobs.watch(request.name):
+            yield pb.WatchTagCheckResponse(job=job)
+
+    async def GetTagQuality(self, request: pb.GetTagQualityRequest, context: Context) -> pb.GetTagQualityResponse:
+        found = await asyncio.to_thread(check.quality_of, self._artifacts(), request.parent, request.schema)
+        return pb.GetTagQualityResponse(quality=quality_proto(found))
+
+    # The dead
+
+    async def ListDeadItems(self, request: pb.ListDeadItemsRequest, context: Context) -> pb.ListDeadItemsResponse:
+        artifacts = self._artifacts()
+        buried = await self._queue.dead(artifacts.team)
+        rows = [
+            pb.DeadItem(tagging=str(name), instance_id=row.instance_id, image_uri=row.image_uri, reason=row.reason)
+            for name in await asyncio.to_thread(dead.taggings, artifacts, request.parent)
+            for row in await self._dead_of(artifacts, name, buried)
+        ]
+        chosen, token = page(rows, request.page_size, request.page_token)
+        return pb.ListDeadItemsResponse(dead_items=chosen, next_page_token=token)
+
+    async def _dead_of(self, artifacts: Artifacts, name: Name, buried: Sequence[DeadEntry]) -> list[DeadRow]:
+        rows = await asyncio.to_thread(dead.dead_rows, artifacts, name)
+        told = [(_plan_of(entry), entry.number, entry.reason) for entry in buried if entry.job == str(name)]
+        if told and not await asyncio.to_thread(artifacts.is_complete, name):
+            rows += await asyncio.to_thread(dead.buried_rows, artifacts, name, told)
+        return rows
+
+    async def RedriveDeadItems(
+        self, request: pb.RedriveDeadItemsRequest, context: Context
+    ) -> pb.RedriveDeadItemsResponse:
+        artifacts = self._artifacts()
+        response = pb.RedriveDeadItemsResponse()
+        named = request.parent.count("/") == 3
+        for name in await asyncio.to_thread(dead.taggings, artifacts, request.parent):
+            buried = await self._queue.dead(artifacts.team, str(name))
+            rows = await self._dead_of(artifacts, name, buried)
+            if not rows:
+                continue
+            if await asyncio.to_thread(artifacts.is_complete, name):
+                asked = await asyncio.to_thread(dead.redriven, artifacts, name)
+                response.jobs.append(await self._create(asked, None, None))
+            elif buried:
+                rows = await asyncio.to_thread(
+                    dead.buried_rows, artifacts, name, [(_plan_of(e), e.number, e.reason) for e in buried]
+                )
+                board = Board(self._redis, artifacts.team, str(name), _plan_of(buried[0]))
+                await self._queue.drop_dead(artifacts.team, buried, board.exhume(e.number for e in buried))
+                response.jobs.append(await self.jobs.get(str(name)))
+            elif named:
+                raise invalid(
+                    "parent", f"{name} is not complete; its images are tried again once it is, or when it is resumed"
+                )
+            else:
+                continue
+            response.redriven_count += len(rows)
+        return response
+
+
+def _is_made(artifacts: Artifacts, name: Name) -> bool:
+    if name.collection == "taggings":
+        return artifacts.is_complete(name)
+    try:
+        artifacts.quality(name)
+    except NotFound:
+        return False
+    return True
+
+
+def _plan_of(entry: DeadEntry) -> str:
+    return pb.TaggingItem.FromString(entry.payload).plan
+
+
+def _show(backlog: Backlog) -> None:
+    for kind in ("lag", "pending", "waiting"):
+        BACKLOG.labels(kind).set(getattr(backlog, kind))
 
 
 async def start_server(settings: Settings) -> RunningServer:
@@ -219,4 +363,4 @@ async def start_server(settings: Settings) -> RunningServer:
         rpc.add_TaggingServiceServicer_to_server(servicer, server)
         return [pb.DESCRIPTOR.services_by_name["TaggingService"].full_name]
 
-    return await start(settings, add, closers=[servicer.jobs.close, redis.aclose])
+    return await start(settings, add, closers=[servicer.close, redis.aclose])

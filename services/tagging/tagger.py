@@ -1,88 +1,96 @@
-"""Tags of some instances: every tagger that the schema names, in one pass over the images (paper 3.2.2)."""
+"""Tags of some instances: every tagger that the attributes name, in one pass over the images (paper 3.2.2)."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from services.tagging.given import given_codes
-from services.tagging.measured import measured_codes
-from services.tagging.plan import needs_image
-from services.tagging.vlm import vlm_codes
 from shared.errors import HiBug2Error, Precondition, Unavailable
 from shared.images.box import Box
-from shared.images.reader import RGB, ImageReader, crop, resized_jpeg
-from shared.llm import LLM, Usage
-from shared.prompting import Prompt
-from shared.schema import UNKNOWN, Schema, Tagger
+from shared.images.reader import RGB, ImageReader
+from shared.llm import Usage
+from shared.schema import UNKNOWN, Attribute, Tagger
 
-VLM_SIDE_PX = 768
-_CROP_MARGIN = 0.5  # of the box on each side: the background is tagged as well
+T = TypeVar("T")
+
+SURROUNDINGS = 0.5  # of the box on each side: what is shown of an object where its background is tagged as well
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Codes (n, A) uint16 of n instances, the spend, and of the answers asked of a model how many stayed invalid."""
+
+    codes: npt.NDArray[np.uint16]
+    usage: Usage = field(default_factory=Usage)
+    asked: int = 0
+    invalid: int = 0
+
+
+class ImageTagger(Protocol):
+    """One way to read attributes off images. Only what `look` keeps outlives an open image, so that memory is flat."""
+
+    def look(self, image: RGB, box: Box | None, attributes: Sequence[Attribute]) -> Any:
+        """What `tag` needs of an (H, W, 3) uint8 image; called in a thread. HiBug2Error: it cannot be tagged."""
+        ...
+
+    async def tag(self, looks: Sequence[Any], labels: Sequence[str], attributes: Sequence[Attribute]) -> Answer:
+        """The tags of the instances that were looked at; `labels` are their classes, "" where not known."""
+        ...
+
+
+Taggers = Mapping[Tagger, ImageTagger]
 
 
 @dataclass(frozen=True)
 class Tagged:
-    """Codes (n, A) uint16 of n instances, why an instance could not be tagged ("" when it could), and the spend."""
+    """An answer about all of some instances, and why one could not be tagged ("" where it could)."""
 
-    codes: npt.NDArray[np.uint16]
-    errors: list[str]
-    usage: Usage = field(default_factory=Usage)
-    invalid_answers: int = 0
+    answer: Answer
+    errors: tuple[str, ...]
 
 
 async def tag_instances(
-    instances: pa.Table, schema: Schema, reader: ImageReader, llm: LLM | None, prompt: Prompt | None
+    instances: pa.Table, attributes: Sequence[Attribute], reader: ImageReader, taggers: Taggers
 ) -> Tagged:
-    """Tag `instances` (columns as INSTANCES) with `schema`.
+    """Tag `instances` (columns as INSTANCES) with `attributes`, none of them given by the manifest.
 
-    An image that cannot be read leaves its instance's image tags unknown and its reason in `errors`. Raises
-    Unavailable when the storage or the LLM is away, Precondition when the schema asks for an LLM and none is set.
+    An image that cannot be read, or whose box is none of it, leaves all tags of its instance unknown and its reason in
+    `errors`. Raises Unavailable when the storage or a model is away, Precondition when an attribute's tagger is not
+    here, and whatever the taggers raise.
     """
-    n, attributes = instances.num_rows, schema.attributes
-    codes = np.full((n, len(attributes)), UNKNOWN, dtype=np.uint16)
-    errors = [""] * n
-    usage, invalid = Usage(), 0
-    of = {t: [j for j, a in enumerate(attributes) if a.tagger is t] for t in Tagger}
-    if of[Tagger.CLIP]:
-        raise Precondition(
-            f"attribute '{attributes[of[Tagger.CLIP][0]].name}' asks for CLIP tagging, which is not here"
-        )
-    if of[Tagger.VLM] and (llm is None or prompt is None):
-        raise Precondition(
-            f"attribute '{attributes[of[Tagger.VLM][0]].name}' is tagged by a language model and none is configured; "
-            "set HIBUG2_LLM_BASE_URL and HIBUG2_LLM_MODEL for the tagging workers"
-        )
-    if of[Tagger.GIVEN]:
-        codes[:, of[Tagger.GIVEN]] = given_codes(instances, [attributes[j] for j in of[Tagger.GIVEN]])
-    if not needs_image(schema):
-        return Tagged(codes, errors)
+    for attribute in attributes:
+        if attribute.tagger not in taggers:
+            raise _nobody(attribute)
+    of = {t: [j for j, a in enumerate(attributes) if a.tagger is t] for t in taggers}
+    of = {t: positions for t, positions in of.items() if positions}
+    asked = {t: [attributes[j] for j in positions] for t, positions in of.items()}
+    looks, errors = await asyncio.to_thread(_look_at_all, instances, reader, taggers, asked)
+    seen = [i for i, error in enumerate(errors) if not error]
+    labels = [label or "" for label in instances.column("label").to_pylist()]
+    codes = np.full((instances.num_rows, len(attributes)), UNKNOWN, dtype=np.uint16)
+    usage, count, invalid = Usage(), 0, 0
+    if seen:
+        shown = [labels[i] for i in seen]
+        answers = await together(taggers[t].tag([looks[i][t] for i in seen], shown, asked[t]) for t in of)
+        for positions, answer in zip(of.values(), answers, strict=True):
+            codes[np.ix_(seen, positions)] = answer.codes
+            usage, count, invalid = usage + answer.usage, count + answer.asked, invalid + answer.invalid
+    return Tagged(Answer(codes, usage, count, invalid), tuple(errors))
 
-    boxes = boxes_of(instances)
-    images, errors = await asyncio.to_thread(_open_all, reader, instances.column("image_uri").to_pylist())
-    readable = [i for i, image in enumerate(images) if image is not None]
-    opened = [image for image in images if image is not None]
-    if of[Tagger.MEASURED] and opened:
-        measured = await asyncio.to_thread(
-            measured_codes, opened, [boxes[i] for i in readable], [attributes[j] for j in of[Tagger.MEASURED]]
-        )
-        codes[np.ix_(readable, of[Tagger.MEASURED])] = measured
-    if of[Tagger.VLM] and llm is not None and prompt is not None:
-        asked = tuple(attributes[j] for j in of[Tagger.VLM])
-        labels = instances.column("label").to_pylist()
-        answers = await asyncio.gather(
-            *(
-                vlm_codes(llm, prompt, _shown(image, boxes[i]), labels[i] or "", asked)
-                for i, image in zip(readable, opened, strict=True)
-            )
-        )
-        for i, (answer, spent, wrong) in zip(readable, answers, strict=True):
-            codes[i, of[Tagger.VLM]] = answer
-            usage, invalid = usage + spent, invalid + wrong
-    return Tagged(codes, errors, usage, invalid)
+
+async def together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of `work`, done side by side. All of it ends before an error of some is raised: it is paid for."""
+    found = await asyncio.gather(*work, return_exceptions=True)
+    for result in found:
+        if isinstance(result, BaseException):
+            raise result
+    return [result for result in found if not isinstance(result, BaseException)]
 
 
 def boxes_of(instances: pa.Table) -> list[Box | None]:
@@ -94,24 +102,36 @@ def boxes_of(instances: pa.Table) -> list[Box | None]:
     ]
 
 
-def _open_all(reader: ImageReader, uris: list[str]) -> tuple[list[RGB | None], list[str]]:
-    images: list[RGB | None] = []
+def _look_at_all(
+    instances: pa.Table, reader: ImageReader, taggers: Taggers, asked: Mapping[Tagger, Sequence[Attribute]]
+) -> tuple[list[dict[Tagger, Any]], list[str]]:
+    looks: list[dict[Tagger, Any]] = []
     errors: list[str] = []
     opened: dict[str, RGB] = {}  # objects of one image come one after the other
-    for uri in uris:
+    for uri, box in zip(instances.column("image_uri").to_pylist(), boxes_of(instances), strict=True):
         try:
             if uri not in opened:
+                opened = {}
                 opened = {uri: reader.open(uri)}
-            images.append(opened[uri])
+            looks.append({t: taggers[t].look(opened[uri], box, attributes) for t, attributes in asked.items()})
             errors.append("")
         except (Unavailable, Precondition):
             raise  # the storage, not the image: worth another try, or an operator's hand
         except HiBug2Error as error:
-            images.append(None)
+            looks.append({})
             errors.append(str(error))
-    return images, errors
+    return looks, errors
 
 
-def _shown(image: RGB, box: Box | None) -> bytes:
-    """What a vision model is shown: the object with its surroundings."""
-    return resized_jpeg(image if box is None else crop(image, box, _CROP_MARGIN), VLM_SIDE_PX)
+def _nobody(attribute: Attribute) -> Precondition:
+    if attribute.tagger is Tagger.VLM:
+        return Precondition(
+            f"attribute '{attribute.name}' is tagged by a language model and none is configured; "
+            "set HIBUG2_LLM_BASE_URL and HIBUG2_LLM_MODEL for the tagging workers"
+        )
+    if attribute.tagger is Tagger.CLIP:
+        return Precondition(
+            f"attribute '{attribute.name}' is tagged by CLIP and no model is configured; set HIBUG2_CLIP_MODEL and "
+            "HIBUG2_CLIP_WEIGHTS for the tagging service and its workers"
+        )
+    return Precondition(f"attribute '{attribute.name}' asks for {attribute.tagger} tagging, which is not here")

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from services.tagging.tagger import SURROUNDINGS, Answer, together
+from shared.images.box import Box
+from shared.images.reader import RGB, crop, resized_jpeg
 from shared.llm import LLM, Usage, WrongAnswer, correction
 from shared.prompting import Prompt
 from shared.schema import UNKNOWN, Attribute
+
+MAX_ENUM_VALUES = 1000  # that providers take in the schema of one answer
+VLM_SIDE_PX = 768
 
 
 class VlmTags(NamedTuple):
@@ -21,15 +28,64 @@ class VlmTags(NamedTuple):
     invalid_count: int
 
 
+@dataclass(frozen=True)
+class VlmTagger:
+    """Shows each image to a language model."""
+
+    llm: LLM
+    prompt: Prompt
+
+    def look(self, image: RGB, box: Box | None, attributes: Sequence[Attribute]) -> bytes:
+        """A JPEG of the object with its surroundings. InvalidInput when the box is none of this image."""
+        return resized_jpeg(image if box is None else crop(image, box, SURROUNDINGS), VLM_SIDE_PX)
+
+    async def tag(self, looks: Sequence[bytes], labels: Sequence[str], attributes: Sequence[Attribute]) -> Answer:
+        answers = await together(
+            vlm_codes(self.llm, self.prompt, look, label, attributes) for look, label in zip(looks, labels, strict=True)
+        )
+        return Answer(
+            np.stack([answer.codes for answer in answers]),
+            sum((answer.usage for answer in answers), Usage()),
+            len(looks) * len(attributes),
+            sum(answer.invalid_count for answer in answers),
+        )
+
+
 async def vlm_codes(
     llm: LLM, prompt: Prompt, image_jpeg: bytes, main_object: str, attributes: Sequence[Attribute]
 ) -> VlmTags:
     """The tags of the image in `image_jpeg`, as positions in the tag sets of `attributes`.
 
-    Names and tags are validated; what is wrong or missing is asked once more, without the rest; then it is UNKNOWN
-    and counted. A refused or cut-off answer leaves its attributes UNKNOWN. Raises Unavailable when the endpoint
-    stays away and Precondition when it will not serve this client.
+    One call answers all attributes, or where their tags are more than providers take in one schema, each batch of
+    them. Names and tags are validated; what is wrong or missing is asked once more, without the rest; then it is
+    UNKNOWN and counted. A refused or cut-off answer leaves its attributes UNKNOWN. Raises Unavailable when the endpoint
+    stays away, Precondition when it will not serve this client, and BudgetSpent.
     """
+    spent, invalid = Usage(), 0
+    codes = [np.empty(0, dtype=np.uint16)]
+    for batch in batches(attributes):
+        answer = await _ask(llm, prompt, image_jpeg, main_object, batch)
+        codes.append(answer.codes)
+        spent, invalid = spent + answer.usage, invalid + answer.invalid_count
+    return VlmTags(np.concatenate(codes), spent, invalid)
+
+
+def batches(attributes: Sequence[Attribute]) -> list[list[Attribute]]:
+    """`attributes` in their order, cut so that the tags of each batch are no more than MAX_ENUM_VALUES."""
+    cut: list[list[Attribute]] = []
+    room = 0
+    for attribute in attributes:
+        if not cut or len(attribute.tags) > room:
+            cut.append([])
+            room = MAX_ENUM_VALUES
+        cut[-1].append(attribute)
+        room -= len(attribute.tags)
+    return cut
+
+
+async def _ask(
+    llm: LLM, prompt: Prompt, image_jpeg: bytes, main_object: str, attributes: Sequence[Attribute]
+) -> VlmTags:
     codes = np.full(len(attributes), UNKNOWN, dtype=np.uint16)
     spent = Usage()
     open_ = list(range(len(attributes)))
@@ -40,13 +96,14 @@ async def vlm_codes(
         asked = [attributes[j] for j in open_]
         schema = answer_schema(asked)
         try:
-            reply = await llm.complete(
-                messages,
-                schema,
-                name=prompt.name,
-                temperature=prompt.settings.temperature,
-                max_tokens=prompt.settings.max_tokens,
-            )
+            with prompt.in_logs():
+                reply = await llm.complete(
+                    messages,
+                    schema,
+                    name=prompt.name,
+                    temperature=prompt.settings.temperature,
+                    max_tokens=prompt.settings.max_tokens,
+                )
         except WrongAnswer as wrong:
             spent += wrong.usage
             break

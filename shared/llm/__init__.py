@@ -1,14 +1,24 @@
 """Language models behind any OpenAI-compatible endpoint."""
 
 from shared.llm.answer import Refused, Reply, Truncated, Usage, WrongAnswer
-from shared.llm.client import LLM, Check, LLMSettings, correction, llm_from
+from shared.llm.client import LLM, Check, correction, llm_from
+from shared.llm.ledger import Account, BudgetSpent, Ledger, Spend
+from shared.llm.prices import Estimate, Price, Prices
+from shared.llm.settings import LLMSettings
 
 __all__ = [
     "LLM",
+    "Account",
+    "BudgetSpent",
     "Check",
+    "Estimate",
     "LLMSettings",
+    "Ledger",
+    "Price",
+    "Prices",
     "Refused",
     "Reply",
+    "Spend",
     "Truncated",
     "Usage",
     "WrongAnswer",

@@ -20,17 +20,28 @@ _MAX_SHOWN = 200  # characters of one problem
 
 @dataclass(frozen=True)
 class Usage:
-    """What was paid for: answered calls, and tokens as the endpoint counts them."""
+    """What was paid for: answered calls, and tokens as the endpoint counts them.
+
+    `cached` counts answers that were there already and cost nothing. `amount` is in `currency`, None where no price
+    is known; what lost calls may have cost is in the account alone.
+    """
 
     calls: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
+    cached: int = 0
+    amount: float | None = None
+    currency: str = ""
 
     def __add__(self, other: Usage) -> Usage:
+        priced = [usage.amount for usage in (self, other) if usage.amount is not None]
         return Usage(
             self.calls + other.calls,
             self.input_tokens + other.input_tokens,
             self.output_tokens + other.output_tokens,
+            self.cached + other.cached,
+            sum(priced) if priced else None,
+            self.currency or other.currency,
         )
 
 

@@ -16,13 +16,15 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import jinja2
+import structlog
 import yaml
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jsonschema import Draft202012Validator, SchemaError
@@ -44,6 +46,8 @@ _JINJA = ImmutableSandboxedEnvironment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+# What an expression of a template may raise besides: "1 + name" of a text, a range that is too long, an include.
+_ITS_OWN = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 class PromptSettings(BaseModel):
@@ -115,10 +119,17 @@ class Prompt:
             parts.append({"type": "image_url", "image_url": {"url": url, "detail": self.settings.detail}})
         return [*messages, {"role": "user", "content": parts}]
 
+    @contextmanager
+    def in_logs(self) -> Iterator[None]:
+        """While the block runs, the log lines of its task, those of the calls to the model too, name this prompt."""
+        named = {"prompt": f"{self.service}/{self.name}", "prompt_digest": self.digest}
+        with structlog.contextvars.bound_contextvars(**named):
+            yield
+
     def _fill(self, template: str, inputs: Mapping[str, Any]) -> str:
         try:
             return _compiled(template).render(inputs).strip()
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, *_ITS_OWN) as error:
             raise invalid(f"prompts/{self.service}/{self.name}", f"cannot be filled in: {error}") from error
 
 

@@ -1,1 +1,1 @@
-"""Work queues over Redis Streams."""
+"""Work that must not be lost, over Redis Streams."""

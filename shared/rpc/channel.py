@@ -9,7 +9,8 @@ from typing import Any
 import grpc
 from grpc.aio import ClientCallDetails
 
-from shared.rpc import context
+from shared.config import ServiceSettings
+from shared.rpc import context, tls
 
 UNARY_S = 60.0
 STREAM_S = 24 * 3600.0
@@ -69,6 +70,16 @@ class _UnaryStream(grpc.aio.UnaryStreamClientInterceptor):
         return await continuation(_details(client_call_details, STREAM_S), request)
 
 
-def connect(target: str) -> grpc.aio.Channel:
-    """A channel to `target` (host:port or dns:///name:port) on behalf of the caller of the moment."""
-    return grpc.aio.insecure_channel(target, options=OPTIONS, interceptors=[_UnaryUnary(), _UnaryStream()])
+def connect(target: str, settings: ServiceSettings | None = None) -> grpc.aio.Channel:
+    """A channel to `target` (host:port or dns:///name:port) on behalf of the caller of the moment.
+
+    With TLS where `settings` name a CA, and with the certificate that they name, if any, shown to the server.
+    InvalidInput for a file that cannot be used.
+    """
+    interceptors: list[Any] = [_UnaryUnary(), _UnaryStream()]
+    if settings is None or not settings.tls_ca_file:
+        return grpc.aio.insecure_channel(target, options=OPTIONS, interceptors=interceptors)
+    return tls.RenewedChannel(
+        tls.Pems(settings),
+        lambda credentials: grpc.aio.secure_channel(target, credentials, options=OPTIONS, interceptors=interceptors),
+    )

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterable
 from contextvars import ContextVar
 
+from shared import traces
 from shared.errors import invalid
 
 TEAM_KEY = "x-hibug2-team"
@@ -35,7 +36,10 @@ def enter(metadata: Iterable[tuple[str, str | bytes]], time_remaining: float | N
 
 def outgoing() -> list[tuple[str, str]]:
     """Metadata for a call made on behalf of the one being served."""
-    return [(TEAM_KEY, team.get()), (REQUEST_KEY, request_id.get() or uuid.uuid4().hex)]
+    found = [(TEAM_KEY, team.get()), (REQUEST_KEY, request_id.get() or uuid.uuid4().hex)]
+    if trace := traces.traceparent():
+        found.append((traces.KEY, trace))
+    return found
 
 
 def time_left(limit_s: float | None) -> float | None:

@@ -1,4 +1,4 @@
-"""What happens around every call: context, logs, metrics, errors."""
+"""What happens around every call: context, logs, traces, metrics, errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import grpc
 import structlog
 from redis.exceptions import RedisError
 
-from shared import logs, metrics
+from shared import logs, metrics, traces
 from shared.errors import HiBug2Error, Unavailable
 from shared.rpc import context as call_context
 from shared.rpc import status
@@ -64,14 +64,23 @@ def _wrap(method: str, handler: Any) -> Handler:
     return make_unary(unary, handler.request_deserializer, handler.response_serializer)
 
 
+def _traceparent(context: Context) -> str:
+    return next((str(value) for key, value in context.invocation_metadata() or () if key == traces.KEY), "")
+
+
 @asynccontextmanager
 async def _call(method: str, context: Context) -> AsyncIterator[None]:
     started = time.perf_counter()
     code = "OK"
+    in_flight = metrics.RPCS_IN_FLIGHT.labels(method)
+    in_flight.inc()
     try:
         call_context.enter(context.invocation_metadata() or (), context.time_remaining())
-        with structlog.contextvars.bound_contextvars(
-            team=call_context.team.get(), request_id=call_context.request_id.get(), method=method
+        team, request = call_context.team.get(), call_context.request_id.get()
+        attributes = {"rpc.system": "grpc", "hibug2.team": team, "hibug2.request_id": request}
+        with (
+            traces.span(method[1:], "server", parent=_traceparent(context), attributes=attributes),
+            structlog.contextvars.bound_contextvars(team=team, request_id=request, method=method),
         ):
             try:
                 yield
@@ -108,5 +117,6 @@ async def _call(method: str, context: Context) -> AsyncIterator[None]:
     finally:
         seconds = time.perf_counter() - started
         metrics.RPCS.labels(method, code).inc()
-        metrics.RPC_SECONDS.labels(method).observe(seconds)
+        metrics.RPC_SECONDS.labels(method, code).observe(seconds)
+        in_flight.dec()
         log.debug("call", method=method, code=code, seconds=round(seconds, 4), team=call_context.team.get())

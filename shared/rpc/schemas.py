@@ -35,6 +35,10 @@ def task_proto(task: Task) -> types_pb2.Task.ValueType:
     return next(k for k, v in _TASKS.items() if v is task)
 
 
+def tagger_proto(tagger: Tagger) -> types_pb2.Tagger.ValueType:
+    return next(k for k, v in _TAGGERS.items() if v is tagger)
+
+
 def schema_of(message: types_pb2.Schema) -> Schema:
     """The schema in `message`, checked; InvalidInput names the fields that are wrong."""
     found: list[Violation] = []
@@ -72,7 +76,7 @@ def schema_proto(schema: Schema, dataset: str) -> types_pb2.Schema:
             attribute=a.name,
             category=next(k for k, v in _CATEGORIES.items() if v is a.category),
             tags=a.tags,
-            tagger=next(k for k, v in _TAGGERS.items() if v is a.tagger),
+            tagger=tagger_proto(a.tagger),
             description=a.description,
             sources=a.sources,
             locked=a.locked,

@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 import grpc
 from google.protobuf import any_pb2
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from hibug2.v1 import types_pb2
@@ -18,7 +19,7 @@ _MESSAGE_BYTES = 1500
 _MAX_VIOLATIONS = 20
 _MAX_METADATA = 5
 _PLAIN = "".join(chr(c) for c in range(0x20, 0x7F) if c != ord("%"))
-_CLASSES = {
+_CLASSES: dict[str, type[errors.HiBug2Error]] = {
     cls.code: cls
     for cls in (
         errors.InvalidInput,
@@ -31,6 +32,8 @@ _CLASSES = {
         errors.DataLoss,
     )
 }
+# Errors that share their code with another are told apart by their reason.
+_REASONS: dict[str, type[errors.HiBug2Error]] = {errors.Busy.reason: errors.Busy}
 
 
 def status_of(error: errors.HiBug2Error) -> status_pb2.Status:
@@ -51,6 +54,10 @@ def status_of(error: errors.HiBug2Error) -> status_pb2.Status:
                 del bad.field_violations[-1]
                 break
         _add(status, bad)
+    if isinstance(error, errors.Busy):
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(round(error.retry_s * 1000))
+        _add(status, retry)
     return status
 
 
@@ -62,7 +69,7 @@ def _clipped(text: str, limit: int) -> str:
     return text
 
 
-def _add(status: status_pb2.Status, detail: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest) -> None:
+def _add(status: status_pb2.Status, detail: Message) -> None:
     packed = any_pb2.Any()
     packed.Pack(detail)
     status.details.append(packed)
@@ -83,28 +90,38 @@ def error_of(failure: grpc.aio.AioRpcError) -> errors.HiBug2Error:
     message = failure.details() or failure.code().name
     if failure.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
         return errors.Unavailable(message)
-    return _named(failure.code().name, message, {}, ())
+    return _named(failure.code().name, "", message, {}, ())
 
 
 def _from_status(status: status_pb2.Status) -> errors.HiBug2Error:
-    metadata: dict[str, str] = {}
+    reason, metadata = "", {}
     violations: tuple[errors.Violation, ...] = ()
+    retry_s = errors.Busy.retry_s
     for detail in status.details:
-        info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+        info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
         if detail.Unpack(info):
-            metadata = dict(info.metadata)
+            reason, metadata = info.reason, dict(info.metadata)
         elif detail.Unpack(bad):
             violations = tuple(errors.Violation(v.field, v.description) for v in bad.field_violations)
+        elif detail.Unpack(retry):
+            retry_s = retry.retry_delay.ToMilliseconds() / 1000
     code = next((c.name for c in grpc.StatusCode if c.value[0] == status.code), "INTERNAL")
-    return _named(code, status.message, metadata, violations)
+    return _named(code, reason, status.message, metadata, violations, retry_s)
 
 
 def _named(
-    code: str, message: str, metadata: dict[str, str], violations: tuple[errors.Violation, ...]
+    code: str,
+    reason: str,
+    message: str,
+    metadata: dict[str, str],
+    violations: tuple[errors.Violation, ...],
+    retry_s: float = errors.Busy.retry_s,
 ) -> errors.HiBug2Error:
-    cls = _CLASSES.get(code, errors.HiBug2Error)
+    cls = _REASONS.get(reason) or _CLASSES.get(code, errors.HiBug2Error)
     if cls is errors.InvalidInput:
         return errors.InvalidInput(message, metadata, violations)
+    if cls is errors.Busy:
+        return errors.Busy(message, metadata, retry_s)
     return cls(message, metadata)
 
 
@@ -126,4 +143,4 @@ def error_of_problem(problem: types_pb2.Problem) -> errors.HiBug2Error:
     """The error that made a job fail."""
     code = next((c.name for c in grpc.StatusCode if c.value[0] == problem.code), "INTERNAL")
     violations = tuple(errors.Violation(v.field, v.description) for v in problem.violations)
-    return _named(code, problem.message, dict(problem.metadata), violations)
+    return _named(code, problem.reason, problem.message, dict(problem.metadata), violations)

@@ -307,6 +307,24 @@ class Artifacts:
         schema, _ = self.schema(name.dataset, str(manifest.provenance.parameters["schema"]))
         return tag_table_of(self.read_part(name, "tags"), schema)
 
+    # Checks of tags
+
+    def write_quality(self, name: Name, body: Mapping[str, Any]) -> None:
+        """Keep what a check says of the tags of a tagging; `name` is the tagging's or the check's."""
+        self.store.write_json(self.path(name, "quality.json"), body)
+
+    def quality(self, name: Name) -> dict[str, Any]:
+        """What the last check of a tagging, or this check, says; NotFound when there was none."""
+        found: dict[str, Any] = self.store.read_json(self.path(name, "quality.json"))
+        return found
+
+    def doubtful_attributes(self, tagging: Name) -> frozenset[str]:
+        """Attributes whose tags the last check found not to be relied on; none where nobody has checked."""
+        try:
+            return frozenset(a["attribute"] for a in self.quality(tagging)["attributes"] if a["doubt"])
+        except NotFound:
+            return frozenset()
+
     # Runs
 
     def runs(self) -> list[str]:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
+from shared import metrics
 from shared.errors import DataLoss, NotFound, Unavailable
 
 
@@ -143,4 +144,6 @@ def _told(doing: str, path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if doing == "write":
+            metrics.STORE_WRITE_FAILURES.inc()
         raise Unavailable(f"the store cannot {doing} {path}: {error}") from error

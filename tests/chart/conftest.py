@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,9 @@ from deploy.tools.helm import helm
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "hibug2"
+NAMESPACE = "vision"
 VALUES = Path(__file__).parent / "values"
+ENVIRONMENTS = ROOT / "deploy" / "environments"
 SERVICES = ("gateway", "attribute", "tagging", "enumeration", "prediction", "repair")
 
 
@@ -39,6 +43,11 @@ class Manifests:
             for deployment in self.of("Deployment").values()
             for container in deployment["spec"]["template"]["spec"]["containers"]
         ]
+
+    def pods(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """(manifest, its pod template) of all that runs: Deployments, and the pod of `helm test`."""
+        deployments = [(d, d["spec"]["template"]) for d in self.of("Deployment").values()]
+        return deployments + [(p, p) for p in self.of("Pod").values()]
 
     def environment(self, container: dict[str, Any]) -> dict[str, str]:
         """The variables that the container starts with; `secret` stands for what a secret's key holds."""
@@ -86,9 +95,13 @@ def run_helm() -> Run:
     return run
 
 
-@pytest.fixture(scope="session", params=["default", "full", "folder-store"])
+EXAMPLES = [CHART / "values.yaml", *sorted(VALUES.glob("*.yaml")), *sorted(ENVIRONMENTS.glob("*.yaml"))]
+
+
+@pytest.fixture(scope="session", params=EXAMPLES, ids=lambda path: "default" if path.parent == CHART else path.stem)
 def values_file(request: pytest.FixtureRequest) -> Path:
-    return CHART / "values.yaml" if request.param == "default" else VALUES / f"{request.param}.yaml"
+    found: Path = request.param
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -97,6 +110,16 @@ def manifests(run_helm: Run, values_file: Path) -> Manifests:
 
 
 def render(run_helm: Run, values_file: Path) -> Manifests:
-    done = run_helm("template", "hibug2", CHART, "--values", values_file)
+    return Manifests(tuple(copy.deepcopy(_documents(run_helm, values_file, values_file.read_text()))))
+
+
+@cache
+def _documents(run_helm: Run, values_file: Path, _: str) -> list[dict[str, Any]]:
+    done = run_helm("template", "hibug2", CHART, "--namespace", NAMESPACE, "--values", values_file)
     assert done.returncode == 0, done.stderr
-    return Manifests(tuple(document for document in yaml.safe_load_all(done.stdout) if document))
+    return load_all(done.stdout)
+
+
+def load_all(text: str) -> list[dict[str, Any]]:
+    """The documents in `text`, by the parser in C: there are many."""
+    return [document for document in yaml.load_all(text, yaml.CSafeLoader) if document]

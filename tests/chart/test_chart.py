@@ -11,12 +11,15 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from tests.chart import custom
+from tests.chart.calls import used_by_code
 from tests.chart.conftest import (
     CHART,
     SERVICES,
     VALUES,
     Manifests,
     Run,
+    load_all,
     load_settings,
     render,
     service_of,
@@ -24,7 +27,7 @@ from tests.chart.conftest import (
 )
 from tests.chart.policy import breaches
 
-KUBERNETES = "1.33"
+VERSIONS = ("1.30", "1.33")
 
 
 def test_lint(run_helm: Run, values_file: Path) -> None:
@@ -32,21 +35,34 @@ def test_lint(run_helm: Run, values_file: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_manifests_are_valid(manifests: Manifests) -> None:
+def test_the_notes_tell_the_next_command(run_helm: Run, values_file: Path) -> None:
+    done = run_helm("install", "--dry-run=client", "hibug2", CHART, "--values", values_file)
+    assert done.returncode == 0, done.stderr
+    notes = done.stdout.partition("\nNOTES:\n")[2]
+    assert "rollout status" in notes
+    assert "hibug2 dataset create" in notes
+    assert "<no value>" not in notes
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_manifests_are_valid(manifests: Manifests, version: str) -> None:
     for document in manifests.documents:
-        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+        if document["kind"] in custom.SCHEMAS:
+            custom.validate(document)
+        else:
+            kubernetes_validate.validate(document, version, strict=True)
 
 
 def test_a_wrong_manifest_is_seen(manifests: Manifests) -> None:
     deployment = copy.deepcopy(next(iter(manifests.of("Deployment").values())))
     deployment["spec"]["template"]["spec"]["containers"][0]["livenesProbe"] = {}
     with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(deployment, KUBERNETES, strict=True)
+        kubernetes_validate.validate(deployment, VERSIONS[0], strict=True)
 
 
 def test_every_service_is_there(manifests: Manifests) -> None:
     assert set(manifests.of("Deployment")) == {f"hibug2-{s}" for s in (*SERVICES, "tagging-workers")}
-    assert set(manifests.of("Service")) == {f"hibug2-{s}" for s in SERVICES}
+    assert set(manifests.of("Service")) - {"hibug2-metrics"} == {f"hibug2-{s}" for s in SERVICES}
     for _, container in manifests.containers():
         assert importlib.util.find_spec(f"services.{service_of(container)}.__main__")
     workers = manifests.of("Deployment")["hibug2-tagging-workers"]["spec"]["template"]["spec"]["containers"][0]
@@ -60,8 +76,10 @@ def test_nothing_is_named_twice(manifests: Manifests) -> None:
 
 
 def test_policy(manifests: Manifests) -> None:
-    for deployment in manifests.of("Deployment").values():
-        assert list(breaches(deployment)) == []
+    makes_jobs = "hibug2-enumeration" in manifests.of("Role")
+    for manifest, _ in manifests.pods():
+        allowed = makes_jobs and manifest["metadata"]["name"] == "hibug2-enumeration"
+        assert list(breaches(manifest)) == (["pod mounts a service account token"] if allowed else [])
 
 
 CONTAINER = ("spec", "template", "spec", "containers", 0)
@@ -75,6 +93,8 @@ POD = ("spec", "template", "spec")
         ((*POD, "securityContext", "runAsUser"), 0),
         ((*POD, "securityContext", "seccompProfile"), {"type": "Unconfined"}),
         ((*POD, "automountServiceAccountToken"), True),
+        ((*POD, "serviceAccountName"), "default"),
+        ((*POD, "topologySpreadConstraints"), []),
         ((*POD, "enableServiceLinks"), True),
         ((*POD, "hostNetwork"), True),
         ((*POD, "volumes"), [{"name": "tmp", "emptyDir": {}}]),
@@ -107,6 +127,8 @@ def test_a_breach_of_the_policy_is_seen(run_helm: Run, path: tuple[Any, ...], va
 
 def test_services_lead_to_their_pods(manifests: Manifests) -> None:
     for name, service in manifests.of("Service").items():
+        if name == "hibug2-metrics":
+            continue
         reached = [
             deployment
             for deployment in manifests.of("Deployment").values()
@@ -140,14 +162,25 @@ def test_settings_are_known_and_load(manifests: Manifests) -> None:
         settings = load_settings(service_of(container), given)
         assert given.keys() <= variables_of(settings), deployment["metadata"]["name"]
         # whatever says where something is must be told, for a default knows nothing of the cluster
-        places = ("_ADDRESS", "_LISTEN", "_PORT", "_STORE_URL", "_REDIS_URL", "_PREFIXES")
+        places = ("_ADDRESS", "_LISTEN", "_METRICS_PORT", "_HTTP_PORT", "_STORE_URL", "_REDIS_URL", "_PREFIXES")
         assert {v for v in variables_of(settings) if v.endswith(places)} <= given.keys()
-        assert given["HIBUG2_LISTEN"].endswith(f":{container['startupProbe']['grpc']['port']}")
         ports = {port["name"]: str(port["containerPort"]) for port in container["ports"]}
+        assert given["HIBUG2_LISTEN"].endswith(f":{ports['grpc']}")
         assert given["HIBUG2_METRICS_PORT"] == ports["metrics"]
         assert given.get("HIBUG2_HTTP_PORT") == ports.get("http")
-        drain_s = settings.model_dump()["drain_s"]
-        assert drain_s < deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+        assert given.get("HIBUG2_HEALTH_PORT") == ports.get("health")
+
+
+def test_there_is_time_to_end_in(manifests: Manifests) -> None:
+    for deployment, container in manifests.containers():
+        settings = load_settings(service_of(container), manifests.environment(container)).model_dump()
+        stop = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+        # a worker may be waiting for an answer that is paid for
+        longest = settings["llm_timeout_s"] if deployment["metadata"]["name"].endswith("-workers") else 0
+        grace = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+        assert stop + settings["drain_s"] + longest < grace
+        # a Service forgets a pod some seconds after it was told to end; a worker has none
+        assert (stop > 0) == (deployment["metadata"]["name"] in manifests.of("Service"))
 
 
 def test_folders_are_mounted_where_the_settings_say(run_helm: Run) -> None:
@@ -156,7 +189,7 @@ def test_folders_are_mounted_where_the_settings_say(run_helm: Run) -> None:
         given = rendered.environment(container)
         mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
         assert f"file://{mounts['store']['mountPath']}" == given["HIBUG2_STORE_URL"]
-        assert ("images" in mounts) == ("HIBUG2_IMAGE_PREFIXES" in given)
+        assert ("images" in mounts) == ((container["name"], "images") in used_by_code())
         if "images" in mounts:
             assert f"file://{mounts['images']['mountPath']}" == given["HIBUG2_IMAGE_PREFIXES"]
             assert mounts["images"]["readOnly"] is True
@@ -170,13 +203,17 @@ def test_secrets_come_from_secrets_and_reach_only_who_needs_them(run_helm: Run) 
             (e["name"], e["valueFrom"]["secretKeyRef"]["name"], e["valueFrom"]["secretKeyRef"]["key"])
             for e in container["env"]
         }
-        calls_llm = "HIBUG2_LLM_API_KEY" in variables_of(load_settings(service_of(container), {}))
-        assert asked == ({redis, llm} if calls_llm else {redis})
-        assert ("HIBUG2_LLM_BASE_URL" in full.environment(container)) == calls_llm
+        assert asked == ({redis, llm} if (container["name"], "llm") in used_by_code() else {redis})
+        reads_llm = "HIBUG2_LLM_BASE_URL" in variables_of(load_settings(service_of(container), {}))
+        assert ("HIBUG2_LLM_BASE_URL" in full.environment(container)) == reads_llm
         assert {"secretRef": {"name": "object-store"}} in container["envFrom"]
     assert full.of("Secret") == {}
     for settings in full.of("ConfigMap").values():
         assert not {"HIBUG2_REDIS_URL", "HIBUG2_LLM_API_KEY"} & settings["data"].keys()
+
+
+def variables_of_component(name: str) -> set[str]:
+    return variables_of(load_settings(name.removesuffix("-workers"), {}))
 
 
 def test_a_changed_setting_restarts_only_who_reads_it(run_helm: Run, tmp_path: Path) -> None:
@@ -190,14 +227,17 @@ def test_a_changed_setting_restarts_only_who_reads_it(run_helm: Run, tmp_path: P
 
     before, after = checksums({}), checksums({"images": {"prefixes": ["s3://photos"]}})
     changed = {name for name in before if before[name] != after[name]}
-    assert changed == {f"hibug2-{s}" for s in ("gateway", "attribute", "tagging", "tagging-workers")}
+    readers = {
+        name for name in (*SERVICES, "tagging-workers") if "HIBUG2_IMAGE_PREFIXES" in variables_of_component(name)
+    }
+    assert changed == {f"hibug2-{name}" for name in readers} != set(before)
 
 
 def test_two_releases_in_one_namespace_do_not_meet(run_helm: Run) -> None:
     names = []
     for release in ("hibug2", "staging"):
-        done = run_helm("template", release, CHART)
-        names.append({(d["kind"], d["metadata"]["name"]) for d in yaml.safe_load_all(done.stdout) if d})
+        done = run_helm("template", release, CHART, "--values", VALUES / "full.yaml")
+        names.append({(d["kind"], d["metadata"]["name"]) for d in load_all(done.stdout)})
     assert len(names[0]) == len(names[1]) > 0
     assert not names[0] & names[1]
 
@@ -225,6 +265,18 @@ def test_two_releases_in_one_namespace_do_not_meet(run_helm: Run) -> None:
         ({"llm": {"baseUrl": "https://llm.example.com/v1"}}, "/llm/model"),
         ({"llm": {"apiKey": "k"}}, "apiKey"),
         ({"logLevel": "loud"}, "/logLevel"),
+        ({"taggingWorkers": {"autoscaling": {"mode": ["keda", "hpa"]}}}, "/taggingWorkers/autoscaling/mode"),
+        ({"taggingWorkers": {"autoscaling": {"keda": True, "hpa": True}}}, "/taggingWorkers/autoscaling"),
+        ({"taggingWorkers": {"autoscaling": {"mode": "keda"}}}, "/metrics/prometheusUrl"),
+        ({"taggingWorkers": {"autoscaling": {"mode": "hpa", "minReplicas": 0}}}, "minReplicas"),
+        ({"taggingWorkers": {"autoscaling": {"scaleDownSeconds": 30}}}, "scaleDownSeconds"),
+        ({"enumeration": {"autoscaling": {"mode": "keda"}}}, "/enumeration/autoscaling/mode"),
+        ({"tls": {"enabled": True}}, "/tls"),
+        ({"ingress": {"enabled": True}}, "/ingress/host"),
+        ({"route": {"enabled": True, "hostnames": ["a.example.com"]}}, "/route/parentRefs"),
+        ({"networkPolicy": {"redisTo": [{"ipBlok": {"cidr": "10.0.0.0/8"}}]}}, "ipBlok"),
+        ({"tagging": {"settings": {"HIBUG2_LEASE_SECONDS": "60"}}}, "HIBUG2_LEASE_SECONDS"),
+        ({"jobs": {"minSlices": "many"}}, "/jobs/minSlices"),
         ({"reflection": "yes"}, "/reflection"),
     ],
 )

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from deploy.images.build import BUDGET_MB, EXTRAS, HEAVY
 from tests.chart.conftest import CHART, ROOT, SERVICES, load_settings, variables_of
 
 DOCKERFILE = ROOT / "deploy" / "images" / "Dockerfile"
@@ -42,8 +43,8 @@ def test_the_build_sees_what_it_copies_and_nothing_else() -> None:
 
 
 def test_the_image_runs_as_the_user_that_the_chart_names() -> None:
-    helpers = (CHART / "templates" / "_helpers.tpl").read_text()
-    user = re.search(r"runAsUser: (\d+)", helpers)
+    pod = (CHART / "templates" / "_deployment.tpl").read_text()
+    user = re.search(r"runAsUser: (\d+)", pod)
     assert user is not None
     assert instructions("USER") == [f"{user[1]}:{user[1]}"]
     assert instructions("HEALTHCHECK") == []
@@ -51,8 +52,9 @@ def test_the_image_runs_as_the_user_that_the_chart_names() -> None:
 
 def test_every_service_has_an_extra() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    default = [line.partition("=")[2] for line in instructions("ARG") if line.startswith("EXTRAS=")]
-    assert set(SERVICES) | set(default) <= extras.keys()
+    (default,) = [line.partition("=")[2] for line in instructions("ARG") if line.startswith("EXTRAS=")]
+    assert default == EXTRAS
+    assert set(SERVICES) | set(default.split(",")) | HEAVY <= extras.keys()
 
 
 def test_data_beside_the_code_comes_with_the_wheel() -> None:
@@ -82,17 +84,19 @@ def test_versions_agree() -> None:
 
 def test_prompts_are_where_the_services_look() -> None:
     assert any("HIBUG2_PROMPTS_DIR=/opt/prompts" in line for line in instructions("ENV"))
-    for service in ("attribute", "tagging"):
+    with_prompts = {path.name for path in (ROOT / "prompts").iterdir() if path.is_dir()} & set(SERVICES)
+    assert {"attribute", "tagging"} <= with_prompts
+    for service in with_prompts:
         assert load_settings(service, {"HIBUG2_PROMPTS_DIR": "/opt/prompts"}).model_dump()["prompts_dir"]
-        assert (ROOT / "prompts" / service).is_dir()
 
 
 def test_compose_runs_every_service_safely(compose: dict[str, Any]) -> None:
     version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
     services = dict(compose["services"])
-    redis = services.pop("redis")
-    assert {"--appendonly", "yes"} <= set(redis["command"])
-    assert re.fullmatch(r"redis:\d+\.\d+-\w+", redis["image"])
+    assert {"--appendonly", "yes"} <= set(services["redis"]["command"])
+    for other in ("redis", "prometheus", "grafana"):
+        image = services.pop(other)["image"]
+        assert re.fullmatch(r"[a-z/]+:v?\d+\.\d+\S*", image), image
     assert set(services) == {*SERVICES, "tagging-worker"}
     assert services["tagging-worker"]["deploy"]["replicas"] == 2
     for name, service in services.items():
@@ -105,11 +109,34 @@ def test_compose_runs_every_service_safely(compose: dict[str, Any]) -> None:
 
 def test_compose_settings_are_known_and_load(compose: dict[str, Any]) -> None:
     for name, service in compose["services"].items():
-        if name == "redis":
+        if name in ("redis", "prometheus", "grafana"):
             continue
-        given = {variable: value for variable, value in service["environment"].items() if value is not None}
+        given = {
+            variable: value.replace("${HIBUG2_IMAGES}", "/photos")
+            for variable, value in service["environment"].items()
+            if value is not None
+        }
         settings = load_settings(name.removesuffix("-worker"), given)
         assert service["environment"].keys() <= variables_of(settings), name
         for variable in variables_of(settings):
             if variable.endswith("_ADDRESS"):
                 assert given[variable].removeprefix("dns:///").removesuffix(":50051") in compose["services"]
+
+
+def test_compose_mounts_what_is_there(compose: dict[str, Any]) -> None:
+    mounted = [v.partition(":")[0] for s in compose["services"].values() for v in s.get("volumes", []) if "$" not in v]
+    for source in mounted:
+        folder = ROOT / "deploy" / "local"
+        assert (folder / source).exists() if source.startswith(".") else source in compose["volumes"], source
+
+
+def test_prometheus_reads_every_container(compose: dict[str, Any]) -> None:
+    told = yaml.safe_load((ROOT / "deploy" / "dashboards" / "prometheus.yaml").read_text())
+    (names,) = told["scrape_configs"][0]["dns_sd_configs"]
+    assert set(names["names"]) == compose["services"].keys() - {"redis", "prometheus", "grafana"}
+    assert names["port"] == load_settings("repair", {}).model_dump()["metrics_port"]
+
+
+def test_every_image_has_a_budget() -> None:
+    assert BUDGET_MB.keys() == set(SERVICES)
+    assert (BUDGET_MB["gateway"], BUDGET_MB["enumeration"]) == (350, 450)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -24,16 +25,24 @@ def free_port() -> int:
     return port
 
 
+def answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=1) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
 @pytest.mark.parametrize("component", [*SERVICES, "tagging-workers"])
 def test_a_process_is_probed_and_stopped(run_helm: Run, tmp_path: Path, component: str) -> None:
     rendered = render(run_helm, VALUES / "folder-store.yaml")
     deployment = rendered.of("Deployment")[f"hibug2-{component}"]
     container = deployment["spec"]["template"]["spec"]["containers"][0]
-    port = free_port()
+    port, metrics = free_port(), free_port()
     with embedded_redis() as redis_url:
         of_this_machine = {
             "HIBUG2_LISTEN": f"127.0.0.1:{port}",
-            "HIBUG2_METRICS_PORT": "0",
+            "HIBUG2_METRICS_PORT": str(metrics),
             "HIBUG2_HTTP_PORT": str(free_port()),
             "HIBUG2_STORE_URL": f"file://{tmp_path}/store",
             "HIBUG2_REDIS_URL": redis_url,
@@ -53,7 +62,8 @@ def test_a_process_is_probed_and_stopped(run_helm: Run, tmp_path: Path, componen
         try:
             up, deadline = False, time.monotonic() + 60
             while not up and process.poll() is None and time.monotonic() < deadline:
-                up = healthy(f"127.0.0.1:{port}", timeout_s=1)
+                # /metrics comes last, just before the process minds SIGTERM
+                up = healthy(f"127.0.0.1:{port}", timeout_s=1) and answers(metrics)
             process.send_signal(signal.SIGTERM)
             output, _ = process.communicate(timeout=30)
         finally:

@@ -1,4 +1,4 @@
-"""The LLM client, the schema proposal and the image tagger against a real HTTP server that misbehaves."""
+"""The LLM client and the image tagger against a real HTTP server that misbehaves."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from services.attribute.proposal import propose_schema
 from services.tagging.vlm import vlm_codes
 from shared.config import LLMEnvironment
-from shared.errors import HiBug2Error, InvalidInput, Precondition, Unavailable
+from shared.errors import HiBug2Error, NotFound, Precondition, Unavailable
 from shared.llm import LLM, LLMSettings, Refused, Truncated, Usage, WrongAnswer, llm_from
 from shared.prompting import load_prompt, prompts_root
-from shared.schema import NOT_VISIBLE, UNKNOWN, Attribute, Category, Measure, Tagger, Task, check_schema
+from shared.schema import NOT_VISIBLE, UNKNOWN, Attribute, Category, Tagger
 from tests.scripted_llm import MODEL, Fault, ScriptedLLM
 
 pytestmark = pytest.mark.timeout(60)
@@ -86,7 +84,7 @@ async def test_an_answer_comes_with_its_cost(server: ScriptedLLM) -> None:
     assert (call.body["temperature"], call.body["max_tokens"]) == (0, 10)
 
 
-@pytest.mark.parametrize("fault", [Fault.RATE_LIMIT, Fault.SERVER_ERROR, Fault.CUT_CONNECTION])
+@pytest.mark.parametrize("fault", [Fault.RATE_LIMIT, Fault.SERVER_ERROR, Fault.GATEWAY_TIMEOUT, Fault.CUT_CONNECTION])
 async def test_what_passes_is_tried_again_and_paid_once(server: ScriptedLLM, fault: Fault) -> None:
     server.fail(fault)
     async with client(server) as llm:
@@ -303,125 +301,31 @@ async def test_neither_key_nor_image_are_told(
 
 def test_the_environment_names_the_model() -> None:
     assert llm_from(LLMEnvironment(llm_base_url="")) is None
-    llm = llm_from(LLMEnvironment(llm_base_url="http://localhost:1/v1", llm_model="m", llm_max_concurrency=2))
-    assert llm is not None
-    assert llm.settings.max_concurrency == 2
-    assert KEY not in repr(LLMSettings(base_url="http://x/v1", api_key=KEY, model="m"))
-
-
-# --- a schema
-
-
-@pytest.mark.parametrize("task", list(Task))
-async def test_a_schema_is_proposed(server: ScriptedLLM, task: Task) -> None:
-    known = Attribute(
-        "brightness", Category.GLOBAL, ("dark", "bright"), Tagger.MEASURED, measure=Measure("brightness", (0.5,))
+    url = "http://localhost:1/v1"
+    llm = llm_from(
+        LLMEnvironment(
+            llm_base_url=url,
+            llm_model="m",
+            llm_max_concurrency=2,
+            llm_requests_per_minute=3,
+            llm_tokens_per_minute=4,
+            llm_image_detail="low",
+            llm_cache_ttl_s=5,
+        )
     )
-    async with client(server) as llm:
-        schema, usage, digests = await propose_schema(llm, PROMPTS, task, ["bag", "coat"], catalogue=[known])
-    assert schema == check_schema(schema)
-    assert (schema.task, schema.main_objects) == (task, ("bag", "coat"))
-    assert schema.attributes[0] is known
-    assert {a.category for a in schema.attributes[1:]} == set(Category)
-    assert {a.tagger for a in schema.attributes[1:]} == {Tagger.VLM}
-    assert {a.sources for a in schema.attributes[1:]} == {("direct",)}
-    assert usage.calls == len(server.calls) == 2
-    assert set(digests) == {"attribute/attributes", "attribute/tags"}
-    assert "brightness" in server.calls[0].body["messages"][-1]["content"]
-
-
-# Each fault, at either of the two queries: how many calls are made, and whether a schema comes of it.
-CONTENT = {
-    Fault.PROSE: (2, None),
-    Fault.CUT_JSON: (3, None),
-    Fault.EMPTY: (3, None),
-    Fault.WRONG_TYPES: (3, None),
-    Fault.RATE_LIMIT: (3, None),
-    Fault.SERVER_ERROR: (3, None),
-    Fault.CUT_CONNECTION: (3, None),
-    Fault.REFUSAL: (None, Refused),
-    Fault.TRUNCATED: (None, Truncated),
-    Fault.QUOTA: (None, Precondition),
-}
-
-
-@pytest.mark.parametrize("stage", [0, 1])
-@pytest.mark.parametrize("fault", list(CONTENT))
-async def test_a_fault_ends_in_a_schema_or_a_clear_error(server: ScriptedLLM, fault: Fault, stage: int) -> None:
-    calls, error = CONTENT[fault]
-    async with client(server) as llm:
-        server.skip(stage)
-        server.fail(fault)
-        if error is None:
-            schema, usage, _ = await propose_schema(llm, PROMPTS, Task.CLASSIFICATION, ["bag"])
-            assert len(check_schema(schema).attributes) == 8
-            assert len(server.calls) == calls
-            unpaid = fault in (Fault.RATE_LIMIT, Fault.SERVER_ERROR, Fault.CUT_CONNECTION)
-            assert usage.calls == calls - unpaid
-        else:
-            with pytest.raises(error) as caught:
-                await propose_schema(llm, PROMPTS, Task.CLASSIFICATION, ["bag"])
-            assert len(server.calls) == stage + 1
-            if isinstance(caught.value, WrongAnswer):
-                assert caught.value.usage.calls == stage + 1
-
-
-async def test_names_that_break_the_conventions_are_mended_or_left_out(server: ScriptedLLM) -> None:
-    server.fail(Fault.RENAMED, Fault.DUPLICATE)
-    async with client(server) as llm:
-        schema, usage, _ = await propose_schema(llm, PROMPTS, Task.POSE, ["teddy bear"])
-    assert usage.calls == 3  # the doubled tag list has a name that is not asked: sent back once
-    assert "object shape" not in schema.names()
-    assert len(schema.attributes) == 7
-
-
-async def test_a_doubled_attribute_is_one(server: ScriptedLLM) -> None:
-    server.fail(Fault.DUPLICATE)
-    async with client(server) as llm:
-        schema, usage, _ = await propose_schema(llm, PROMPTS, Task.DETECTION, ["car"])
-    assert usage.calls == 2
-    assert len(schema.attributes) == 8
-
-
-@pytest.mark.parametrize("fault", [Fault.MANY_TAGS, Fault.FOREIGN_TAG, Fault.MISSING])
-async def test_tag_lists_that_stay_wrong_cost_no_more_than_their_attribute(server: ScriptedLLM, fault: Fault) -> None:
-    server.skip(1)
-    server.fail(fault, fault, fault)
-    async with client(server) as llm:
-        schema, usage, _ = await propose_schema(llm, PROMPTS, Task.CLASSIFICATION, ["bag"], max_tags=10)
-    assert usage.calls == 3
-    assert "'object shape'" in server.calls[2].body["messages"][-1]["content"]
-    if fault is Fault.MANY_TAGS:
-        assert schema.attribute("object shape").tags == (*(f"tag {i}" for i in range(9)), "other")
-    else:
-        assert "object shape" not in schema.names()
-        assert len(schema.attributes) == 7
-
-
-@pytest.mark.parametrize(
-    ("field", "change"),
-    [
-        ("main_objects", {"main_objects": []}),
-        ("main_objects", {"main_objects": [f"class {i}" for i in range(10_000)]}),
-        (r"main_objects\[1\]", {"main_objects": ["bag", " "]}),
-        ("max_tags", {"max_tags": 1}),
-        ("max_attributes", {"max_attributes": 73}),
-        ("max_attributes", {"max_attributes": 3, "catalogue": ATTRIBUTES}),
-    ],
-)
-async def test_bad_input_costs_no_call(server: ScriptedLLM, field: str, change: dict) -> None:
-    arguments = {"task": Task.CLASSIFICATION, "main_objects": ["bag"]} | change
-    async with client(server) as llm:
-        with pytest.raises(InvalidInput, match=field):
-            await propose_schema(llm, PROMPTS, **arguments)
-    assert not server.calls
-
-
-async def test_a_folder_without_prompts_costs_no_call(server: ScriptedLLM, tmp_path: Path) -> None:
-    async with client(server) as llm:
-        with pytest.raises(HiBug2Error, match=r"attribute/attributes\.md"):
-            await propose_schema(llm, tmp_path, Task.POSE, ["person"])
-    assert not server.calls
+    assert llm is not None
+    assert llm.settings == LLMSettings(
+        base_url=url,
+        model="m",
+        max_concurrency=2,
+        requests_per_minute=3,
+        tokens_per_minute=4,
+        image_detail="low",
+        cache_ttl_s=5,
+    )
+    with pytest.raises(NotFound, match="HIBUG2_LLM_PRICES"):
+        llm_from(LLMEnvironment(llm_base_url=url, llm_model="m", llm_prices="/no/such/table.yaml"))
+    assert KEY not in repr(LLMSettings(base_url="http://x/v1", api_key=KEY, model="m"))
 
 
 # --- the tags of an image

@@ -31,6 +31,11 @@ def test_a_run_with_a_language_model(start_platform: Callable[..., Any], images:
                 types_pb2.CATEGORY_GLOBAL,
             }
             assert all(len(a.tags) >= 2 for a in asked)
+            # Images were compared, the classes that v1 takes for one another asked about, and tags looked for.
+            assert {source for a in asked for source in a.sources} == {"direct", "comparison", "difficulty"}
+            assert any(len(call.images) == 2 for call in llm.calls)
+            said = [str(call.body["messages"][-1]["content"]) for call in llm.calls]
+            assert any("Main object: Shirt" in text and "Is taken for: Coat" in text for text in said)
             slices = client.slices(run.enumeration).to_pylist()
             words = {pair["attribute"] for row in slices for pair in row["tags"]}
             assert words & {a.attribute for a in asked}
@@ -40,3 +45,22 @@ def test_a_run_with_a_language_model(start_platform: Callable[..., Any], images:
             # Nothing is paid twice: the second run asks nothing.
             client.run("few", "v1", depth=2, margin=0.1)
             assert len(llm.calls) == taggings
+            # Asked for anew, the locked attribute stays to the letter and the user's own gets its tags.
+            kept = asked[0]
+            client.edit_schema("few", [("lock", kept.attribute)])
+            steps: list[str] = []
+            made = client.generate_schema(
+                "few",
+                attributes=["object sleeve"],
+                pair_count=2,
+                image_count=4,
+                on_progress=lambda j: steps.append(j.step),
+            )
+            found = {a.attribute: a for a in made.schema.attributes}
+            assert found[kept.attribute].locked
+            assert found[kept.attribute].tags == kept.tags
+            assert len(found["object sleeve"].tags) >= 2
+            assert "user" in found["object sleeve"].sources
+            assert made.compared_pair_count <= 2
+            assert steps
+            assert client.schema("few").name == made.schema.name

@@ -4,6 +4,7 @@ import asyncio
 from contextvars import copy_context
 
 import pytest
+from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
 from hibug2.v1 import types_pb2
@@ -269,6 +270,36 @@ async def test_an_artifact_says_more_than_the_state_of_an_earlier_attempt(replic
     assert (await watched(two))[-1].state == SUCCEEDED
 
 
+async def test_a_job_that_waits_for_somebody_is_paused_and_goes_on_with_the_next_create(replicas):
+    one, two = replicas
+
+    async def wait_for_money(_: Progress) -> None:
+        raise jobs.Paused("the budget is spent; give more")
+
+    await one.jobs.create(NAME, wait_for_money)
+    (*_, told) = await watched(two)  # the watch ends: nothing will happen of itself
+    assert (told.state, told.message) == (types_pb2.JOB_STATE_PAUSED, "the budget is spent; give more")
+    assert not told.HasField("problem")
+    assert (await two.jobs.get(NAME)).state == types_pb2.JOB_STATE_PAUSED
+    two.go.set()
+    assert (await two.jobs.create(NAME, two.work)).state == RUNNING
+    assert (await watched(one))[-1].state == SUCCEEDED
+
+
+async def test_a_paused_job_can_be_cancelled_though_nobody_works_on_it(replicas):
+    one, two = replicas
+
+    async def wait_for_money(_: Progress) -> None:
+        raise jobs.Paused("the budget is spent; give more")
+
+    await one.jobs.create(NAME, wait_for_money)
+    await watched(one)
+    assert (await two.jobs.cancel(NAME)).state == CANCELLED
+    assert (await one.jobs.get(NAME)).state == CANCELLED
+    await two.jobs.create(NAME, two.work)
+    await _running(two)
+
+
 async def test_a_job_that_nobody_created_is_not_found(replicas):
     for ask in (replicas[0].jobs.get, replicas[0].jobs.cancel):
         with pytest.raises(NotFound, match=NAME):
@@ -305,3 +336,27 @@ async def test_teams_with_the_same_names_have_jobs_of_their_own(replicas, monkey
     assert (await of_team("b", two.jobs.get(NAME))).state == RUNNING
     await one.jobs.close()
     assert one.running == 0
+
+
+async def test_how_long_each_step_took_is_measured_over_all_its_times(redis_url):
+    artifacts: set[str] = set()
+    replica = Replica(connect(redis_url), artifacts)
+
+    async def work(progress: Progress) -> None:
+        for step in ("reading", "counting", "reading"):
+            progress.step = step
+            await asyncio.sleep(0.05)
+        artifacts.add(f"{context.team.get()}/{NAME}")
+
+    def told(step: str, what: str) -> float:
+        labels = {"service": "service", "step": step}
+        return REGISTRY.get_sample_value(f"hibug2_job_step_seconds_{what}", labels) or 0.0
+
+    before = {(step, what): told(step, what) for step in ("reading", "counting") for what in ("count", "sum")}
+    await replica.jobs.create(NAME, work)
+    await eventually(lambda: told("counting", "count") > before["counting", "count"])
+    await replica.jobs.close()
+    await replica.redis.aclose()
+    for step, least in (("reading", 0.1), ("counting", 0.05)):
+        assert told(step, "count") == before[step, "count"] + 1
+        assert least <= told(step, "sum") - before[step, "sum"] < 10

@@ -52,6 +52,16 @@ async def test_a_wrong_setting_ends_with_2_and_names_the_variable(arguments):
     ]
 
 
+async def test_a_certificate_that_is_not_there_ends_the_process_with_a_line_that_names_the_variable():
+    started = await process(
+        "services.repair", METRICS_PORT="0", TLS_CERT_FILE="/none/tls.crt", TLS_KEY_FILE="/none/tls.key"
+    )
+    _, told = await asyncio.wait_for(started.communicate(), 30)
+    assert started.returncode == 1
+    assert told.decode().splitlines()[-1].startswith("HIBUG2_TLS_CERT_FILE: /none/tls.crt cannot be read")
+    assert "Traceback" not in told.decode()
+
+
 async def test_print_config_masks_the_key():
     started = await process("services.tagging", "--print-config", LLM_API_KEY="sesame", LLM_MODEL="m")
     printed, _ = await asyncio.wait_for(started.communicate(), 30)

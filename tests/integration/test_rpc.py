@@ -16,7 +16,7 @@ from services.gateway.proxy import add_proxy
 from shared import errors
 from shared.config import ServiceSettings
 from shared.errors import Violation
-from shared.metrics import RPCS
+from shared.metrics import RPCS, RPCS_IN_FLIGHT
 from shared.rpc import context, status
 from shared.rpc.channel import connect
 from shared.rpc.probe import healthy
@@ -118,6 +118,7 @@ ALL = [
     errors.Precondition("first do that"),
     errors.PermissionDenied("not yours"),
     errors.TooLarge("too large", {"estimate": "9", "limit": "3"}),
+    errors.Busy("too much waits", {"waiting": "9"}, 12.5),
     errors.DataLoss("broken"),
     errors.HiBug2Error("odd", {"a": "b"}),
 ]
@@ -309,6 +310,30 @@ async def test_calls_are_counted_by_method_and_code(two):
         await refused(stub.GetSelection(pb.GetSelectionRequest()))
     expected = {code: number + 1 for code, number in before.items()}
     await eventually(lambda: {code: count(code) for code in before} == expected)
+
+
+async def test_calls_in_flight_are_counted_until_they_end_however_they_end(two):
+    def in_flight(method: str) -> float:
+        return RPCS_IN_FLIGHT.labels(f"/{SERVICE.full_name}/{method}")._value.get()
+
+    entered, release = asyncio.Event(), asyncio.Event()
+
+    async def hold() -> None:
+        entered.set()
+        await release.wait()
+        raise errors.NotFound("no")
+
+    two.servicer.get = hold
+    stub = await two.stub(two.service.address)
+    call = stub.GetSelection(pb.GetSelectionRequest())
+    await entered.wait()
+    watching = stub.WatchSelection(pb.WatchSelectionRequest())
+    await anext(aiter(watching))
+    assert (in_flight("GetSelection"), in_flight("WatchSelection")) == (1, 1)
+    watching.cancel()
+    release.set()
+    await refused(call)
+    await eventually(lambda: (in_flight("GetSelection"), in_flight("WatchSelection")) == (0, 0))
 
 
 async def test_an_address_that_is_taken_is_told_with_its_setting(two):

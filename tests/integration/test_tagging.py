@@ -3,42 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import sys
-from asyncio.subprocess import DEVNULL
+import io
+import time
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import grpc
 import numpy as np
-import pyarrow as pa
 import pytest
 from PIL import Image
 
 from hibug2.v1 import tagging_pb2 as pb
 from hibug2.v1 import tagging_pb2_grpc as rpc
 from hibug2.v1 import types_pb2
-from services.gateway.datasets import check_instances, record_of
-from services.tagging import plan, worker
-from services.tagging import server as tagging_server
-from services.tagging.config import Settings
-from services.tagging.server import start_server
+from services.tagging import board, course, worker
 from services.tagging.worker import Worker
-from shared.errors import HiBug2Error, Precondition, Unavailable
+from shared.errors import Busy, HiBug2Error, Precondition, Unavailable
 from shared.metrics import JOBS
-from shared.names import parse
-from shared.queue.stream import connect
+from shared.queue.stream import Priority, WorkQueue
 from shared.rpc import status
-from shared.rpc.channel import connect as channel_to
-from shared.rpc.server import RunningServer
 from shared.schema import MAIN_OBJECT, UNKNOWN, Attribute, Category, Measure, Schema, Tagger, Task
-from shared.store.artifacts import Artifacts, Provenance, TagTable
-from shared.store.store import Store
+from shared.store.artifacts import Provenance, TagTable
+from tests.integration.fleet import Fleet, Gates, done_count, has_backlog, last
 from tests.integration.waiting import eventually
+from tests.scripted_llm import Fault, ScriptedLLM
 
-ROOT = Path(__file__).resolve().parents[2]
 N, PER_PART = 60, 4
 PARTS = N // PER_PART
 CORRUPT, MISSING = 7, 33
@@ -72,111 +63,24 @@ def images(tmp_path_factory) -> Path:
     return folder
 
 
-class Fleet:
-    """One tagging service, its workers, and a dataset to tag."""
-
-    def __init__(self, redis_url: str, folder: Path, images: Path, exits: AsyncExitStack) -> None:
-        self.settings = Settings(
-            listen="127.0.0.1:0",
-            metrics_port=0,
-            drain_s=0.1,
-            redis_url=redis_url,
-            store_url=folder.as_uri(),
-            image_prefixes=(images.as_uri(),),
-            item_rows=PER_PART,
-            lease_s=1.0,
-        )
-        self._exits = exits
-        self.store = Store(self.settings.store_url)
-        self.artifacts = Artifacts(self.store, "default")
-        self.server: RunningServer
-        table = pa.table(
-            {
-                "instance_id": [f"i{i}" for i in range(N)],
-                "image_uri": [f"{images.as_uri()}/{i}.png" for i in range(N)],
-                "label": LABELS,
-                "error": ERRORS,
-            }
-        )
-        instances = check_instances(table, Task.CLASSIFICATION)
-        part = self.artifacts.write_instances("pets", instances)
-        self.artifacts.write_dataset(record_of("pets", Task.CLASSIFICATION, instances, [part], part, []))
-
-    async def serve(self) -> rpc.TaggingServiceStub:
-        """Start the service (another replica at the second call) and return a stub for it."""
-        self.server = await start_server(self.settings)
-        self._exits.push_async_callback(self.server.stop)
-        return rpc.TaggingServiceStub(await self._exits.enter_async_context(channel_to(self.server.address)))
-
-    def work(self, count: int = 1) -> None:
-        """Start workers in this process."""
-        for _ in range(count):
-            stop, redis = asyncio.Event(), connect(self.settings.redis_url)
-            task = asyncio.create_task(Worker(self.settings, redis, self.store).run(stop))
-
-            async def end(stop=stop, redis=redis, task=task) -> None:
-                stop.set()
-                await task
-                await redis.aclose()
-
-            self._exits.push_async_callback(end)
-
-    async def work_apart(self) -> asyncio.subprocess.Process:
-        """Start a worker as a process of its own."""
-        s = self.settings
-        environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("HIBUG2_")},
-            "HIBUG2_LISTEN": "127.0.0.1:0",
-            "HIBUG2_METRICS_PORT": "0",
-            "HIBUG2_REDIS_URL": s.redis_url,
-            "HIBUG2_STORE_URL": s.store_url,
-            "HIBUG2_IMAGE_PREFIXES": ",".join(s.image_prefixes),
-            "HIBUG2_LEASE_S": str(s.lease_s),
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "client")]),
-        }
-        command = [sys.executable, "-m", "services.tagging", "worker"]
-        return await asyncio.create_subprocess_exec(*command, env=environment, cwd=ROOT, stdout=DEVNULL, stderr=DEVNULL)
-
-    async def create(self, stub: rpc.TaggingServiceStub, schema: Schema = SCHEMA) -> types_pb2.Job:
-        self.artifacts.write_schema("pets", schema, Provenance({}))
-        name = f"datasets/pets/schemas/{schema.schema_id}"
-        answer = await stub.CreateTagging(pb.CreateTaggingRequest(parent="datasets/pets", schema=name))
-        return answer.job
-
-    def parts(self, job: types_pb2.Job) -> list[str]:
-        return self.store.names(self.artifacts.path(parse(job.name, "taggings", "name"), "parts"))
-
-    def table(self, job: types_pb2.Job) -> TagTable:
-        return self.artifacts.tag_table(parse(job.name, "taggings", "name"))
+def instances(images: Path) -> dict[str, list]:
+    return {
+        "instance_id": [f"i{i}" for i in range(N)],
+        "image_uri": [f"{images.as_uri()}/{i}.png" for i in range(N)],
+        "label": LABELS,
+        "error": ERRORS,
+    }
 
 
 @pytest.fixture
 async def fleet(redis_url, tmp_path, images, monkeypatch):
-    monkeypatch.setattr(tagging_server, "_POLL_S", 0.05)
-    monkeypatch.setattr(tagging_server, "_RECHECK_S", 0.5)
+    monkeypatch.setattr(course, "_POLL_S", 0.05)
+    monkeypatch.setattr(course, "_RECHECK_S", 0.5)
+    monkeypatch.setattr(worker, "_BLOCK_MS", 50)
     async with AsyncExitStack() as exits:
-        yield Fleet(redis_url, tmp_path / "store", images, exits)
-
-
-class Gates:
-    """Holds parts back in this process's workers, and counts how often each was begun."""
-
-    def __init__(self) -> None:
-        self.begun: Counter[int] = Counter()
-        self._held: dict[int, asyncio.Event] = {}
-
-    def hold(self, *parts: int) -> None:
-        self._held.update({part: asyncio.Event() for part in parts})
-
-    def release(self, *parts: int) -> None:
-        """Let `parts` go, all when none is named."""
-        for part in parts or self._held:
-            self._held[part].set()
-
-    async def enter(self, part: int) -> None:
-        self.begun[part] += 1
-        if part in self._held:
-            await self._held[part].wait()
+        made = Fleet(redis_url, tmp_path / "store", images, exits, item_rows=PER_PART)
+        made.add_dataset("pets", [instances(images)])
+        yield made
 
 
 @pytest.fixture
@@ -189,13 +93,6 @@ def gates(monkeypatch) -> Gates:
 
     monkeypatch.setattr(Worker, "_tag", gated)
     return made
-
-
-async def last(stub: rpc.TaggingServiceStub, job: types_pb2.Job) -> types_pb2.Job:
-    async with asyncio.timeout(40):
-        async for answer in stub.WatchTagging(pb.WatchTaggingRequest(name=job.name)):
-            job = answer.job
-    return job
 
 
 def assert_all_tagged_once(table: TagTable) -> None:
@@ -214,83 +111,58 @@ def assert_all_tagged_once(table: TagTable) -> None:
     assert table.codes.tolist() == expected.tolist()
 
 
-async def test_every_instance_is_tagged_once_and_a_bad_image_is_dead_with_its_reason(fleet):
+async def test_every_instance_is_tagged_once_and_a_bad_image_is_dead_with_its_reason(fleet, redis):
     stub = await fleet.serve()
     fleet.work(3)
-    job = await last(stub, await fleet.create(stub))
+    job = await last(stub, await fleet.create(stub, SCHEMA))
     assert (job.state, job.done_count, job.total_count) == (types_pb2.JOB_STATE_SUCCEEDED, N, N)
     assert_all_tagged_once(fleet.table(job))
     told = await stub.GetTagging(pb.GetTaggingRequest(name=job.name))
-    assert (told.instance_count, told.dead_count) == (N, 2)
+    assert (told.instance_count, told.dead_count, told.reused_count) == (N, 2, 0)
     assert {c.attribute: c.unknown_count for c in told.coverage} == {MAIN_OBJECT: 0, "brightness": 2, "error": 0}
-    reasons = fleet.artifacts.manifest(parse(job.name, "taggings", "name")).summary["dead_reasons"]
-    assert f"{CORRUPT}.png" in reasons[0]
-    assert "no such file" in reasons[1]
-    backlog = await stub.GetBacklog(pb.GetBacklogRequest())
-    assert (backlog.lag_count, backlog.pending_count) == (0, 0)
-    assert fleet.parts(job) == []
-    assert (await fleet.create(stub)).reused
+    dead = (await stub.ListDeadItems(pb.ListDeadItemsRequest(parent=job.name))).dead_items
+    assert [item.instance_id for item in dead] == [f"i{CORRUPT}", f"i{MISSING}"]
+    assert f"{CORRUPT}.png" in dead[0].reason
+    assert "no such file" in dead[1].reason
+    assert await has_backlog(stub, 0, 0)
+    assert fleet.chunks(job) == []
+    assert (await fleet.create(stub, SCHEMA)).reused
+    left = {key for key in await redis.keys("hibug2:tagging:*") if not key.endswith(b":cancel")}
+    assert left == set()
 
 
 async def test_progress_and_backlog_are_told_while_parts_are_held(fleet, gates):
     gates.hold(*range(3, PARTS))
     stub = await fleet.serve()
-    job = await fleet.create(stub)
-    await eventually(lambda: _backlog(stub, PARTS, 0))
+    job = await fleet.create(stub, SCHEMA)
+    await eventually(lambda: has_backlog(stub, PARTS, 0))
     fleet.work(2)
-    await eventually(lambda: _backlog(stub, PARTS - 5, 2))
-    await eventually(lambda: _done(stub, job, 3 * PER_PART))
+    await eventually(lambda: has_backlog(stub, PARTS - 7, 4))
+    await eventually(lambda: has_done(stub, job, 3 * PER_PART))
     gates.release()
     assert (await last(stub, job)).state == types_pb2.JOB_STATE_SUCCEEDED
 
 
-async def _backlog(stub, lag: int, pending: int) -> bool:
-    found = await stub.GetBacklog(pb.GetBacklogRequest())
-    return (found.lag_count, found.pending_count) == (lag, pending)
+async def has_done(stub, job, count: int) -> bool:
+    return await done_count(stub, job) == count
 
 
-async def _done(stub, job, count: int) -> bool:
-    return (await stub.GetTagging(pb.GetTaggingRequest(name=job.name))).job.done_count == count
-
-
-async def test_the_parts_of_a_worker_that_was_killed_are_finished_by_another(fleet):
-    fleet.settings = fleet.settings.model_copy(update={"item_rows": 1})
-    stub = await fleet.serve()
-    victim = await fleet.work_apart()
-    try:
-        job = await fleet.create(stub)
-
-        async def caught_in_mid_part() -> bool:
-            if not fleet.parts(job):
-                return False
-            victim.send_signal(signal.SIGSTOP)
-            if (await stub.GetBacklog(pb.GetBacklogRequest())).pending_count == 1:
-                return True
-            victim.send_signal(signal.SIGCONT)
-            return False
-
-        await eventually(caught_in_mid_part, 30)
-    finally:
-        victim.kill()
-        await victim.wait()
-    assert 0 < len(fleet.parts(job)) < N
-    fleet.work()
-    job = await last(stub, job)
-    assert job.state == types_pb2.JOB_STATE_SUCCEEDED
-    assert_all_tagged_once(fleet.table(job))
-
-
-async def test_redis_wiped_in_mid_run_loses_no_part(fleet, gates, redis):
+async def test_redis_wiped_in_mid_run_loses_no_part_that_was_stored(fleet, gates, redis):
+    fleet.change(flush_rows=1)
     gates.hold(5)
     stub = await fleet.serve()
     fleet.work()
-    job = await fleet.create(stub)
-    await eventually(lambda: len(fleet.parts(job)) == 5)
+    job = await fleet.create(stub, SCHEMA)
+    await eventually(lambda: has_done(stub, job, N - PER_PART))
+    await eventually(lambda: fleet.written(job) == PARTS - 1)
     await redis.flushall()
     gates.release()
     job = await last(stub, job)
     assert job.state == types_pb2.JOB_STATE_SUCCEEDED
     assert job.done_count == N
+    assert {part: count for part, count in gates.begun.items() if part != 5} == dict.fromkeys(
+        (part for part in range(PARTS) if part != 5), 1
+    )
     assert_all_tagged_once(fleet.table(job))
 
 
@@ -298,73 +170,73 @@ async def test_redis_wiped_loses_no_part_while_work_of_others_is_in_the_queue(fl
     gates.hold(5, 999)
     stub = await fleet.serve()
     fleet.work(2)
-    job = await fleet.create(stub)
+    job = await fleet.create(stub, SCHEMA)
     await eventually(lambda: gates.begun[5])
     await redis.flushall()
     gone = pb.TaggingItem(team="other", tagging="datasets/d/taggings/gone", part=999, row_count=1)
-    await redis.xadd("hibug2:queue:tagging", {"d": gone.SerializeToString()})
+    queue = WorkQueue(redis, "tagging")
+    assert await queue.offer(Priority.BATCH, "other", gone.tagging, [(999, gone.SerializeToString())], 1, 10) == 1
     await eventually(lambda: gates.begun[999])
     gates.release(5)
     assert (await last(stub, job)).state == types_pb2.JOB_STATE_SUCCEEDED
     assert_all_tagged_once(fleet.table(job))
     gates.release(999)
-    await eventually(lambda: _backlog(stub, 0, 0))
+    await eventually(lambda: has_backlog(stub, 0, 0))
 
 
 async def test_cancelling_stops_the_work_and_what_is_done_is_found_again(fleet, gates):
     gates.hold(4)
     stub = await fleet.serve()
     fleet.work()
-    job = await fleet.create(stub)
-    await eventually(lambda: gates.begun[4])
+    job = await fleet.create(stub, SCHEMA)
+    await eventually(lambda: has_done(stub, job, N - PER_PART))
+    begun = time.monotonic()
     cancelled = await stub.CancelTagging(pb.CancelTaggingRequest(name=job.name))
     assert cancelled.job.state == types_pb2.JOB_STATE_CANCELLED
-    gates.release()  # what is in hand ends; the rest is dropped
-    await eventually(lambda: _backlog(stub, 0, 0))
-    assert fleet.parts(job) == [plan.part_file(part) for part in range(5)]
-    again = await last(stub, await fleet.create(stub))
+    await eventually(lambda: has_backlog(stub, 0, 0))  # the part in hand was dropped: nobody let it go
+    assert time.monotonic() - begun < 5
+    gates.release()
+    again = await last(stub, await fleet.create(stub, SCHEMA))
     assert again.state == types_pb2.JOB_STATE_SUCCEEDED
-    assert gates.begun == dict.fromkeys(range(PARTS), 1)
+    assert gates.begun == {part: 2 if part == 4 else 1 for part in range(PARTS)}
     assert_all_tagged_once(fleet.table(again))
 
 
 async def test_parts_that_are_there_are_not_done_again_whatever_the_settings_say_now(fleet, gates):
     gates.hold(*range(6, PARTS))
     stub = await fleet.serve()
-    fleet.work()
-    job = await fleet.create(stub)
-    await eventually(lambda: len(fleet.parts(job)) == 6)
+    fleet.work(1)
+    job = await fleet.create(stub, SCHEMA)
+    await eventually(lambda: has_done(stub, job, 6 * PER_PART))
     await fleet.server.stop()
-    marked = fleet.artifacts.path(parse(job.name, "taggings", "name"), "parts", plan.part_file(0))
-    table = fleet.store.read_table(marked)
-    fleet.store.write_table(marked, table.set_column(2, "code_1", pa.array([1] * PER_PART, pa.uint16())))
-    fleet.settings = fleet.settings.model_copy(update={"item_rows": 7})
+    assert fleet.written(job) == 6  # a service that is stopped leaves nothing behind in Redis alone
+    fleet.change(item_rows=7)
     other = await fleet.serve()
-    again = await fleet.create(other)
+    again = await fleet.create(other, SCHEMA)
     assert again.name == job.name
     gates.release()
     again = await last(other, again)
     assert again.state == types_pb2.JOB_STATE_SUCCEEDED
-    found = fleet.table(again)
-    assert found.codes[:PER_PART, 1].tolist() == [1] * PER_PART  # as it was left, not tagged anew
-    assert found.instance_ids.to_pylist() == [f"i{i}" for i in range(N)]
+    assert gates.begun == dict.fromkeys(range(PARTS), 1)
+    assert_all_tagged_once(fleet.table(again))
 
 
 async def test_a_replica_that_lost_its_job_does_not_stop_the_one_that_has_it(fleet, gates, redis):
     gates.hold(*range(2, PARTS))
     one, two = await fleet.serve(), await fleet.serve()
     fleet.work()
-    job = await fleet.create(one)
-    await eventually(lambda: len(fleet.parts(job)) == 2)
+    job = await fleet.create(one, SCHEMA)
+    await eventually(lambda: has_done(one, job, 2 * PER_PART))
     # As if the first had slept past its lease: the second takes the work, then the first wakes up.
     await redis.delete(f"hibug2:job:tagging:default:{job.name}:lease")
     ended = JOBS.labels("tagging", "cancelled")._value
     before = ended.get()
-    await fleet.create(two)
+    await fleet.create(two, SCHEMA)
     await eventually(lambda: ended.get() > before)
     gates.release()
     job = await last(two, job)
     assert job.state == types_pb2.JOB_STATE_SUCCEEDED
+    assert gates.begun == dict.fromkeys(range(PARTS), 1)
     assert_all_tagged_once(fleet.table(job))
 
 
@@ -378,7 +250,7 @@ def with_tagger(tagger: Tagger) -> Schema:
     return Schema(SCHEMA.task, (), (Attribute("pose", Category.MAIN_OBJECT, ("sits", "runs"), tagger),))
 
 
-@pytest.mark.parametrize(("tagger", "text"), [(Tagger.VLM, "HIBUG2_LLM_BASE_URL"), (Tagger.CLIP, "asks for CLIP")])
+@pytest.mark.parametrize(("tagger", "text"), [(Tagger.VLM, "HIBUG2_LLM_BASE_URL"), (Tagger.CLIP, "HIBUG2_CLIP_MODEL")])
 async def test_a_schema_that_nobody_here_can_tag_fails_the_job_and_says_why(tagger, text, fleet):
     stub = await fleet.serve()
     fleet.work(2)
@@ -386,34 +258,127 @@ async def test_a_schema_that_nobody_here_can_tag_fails_the_job_and_says_why(tagg
     assert isinstance(error, Precondition)
     assert "'pose'" in str(error)
     assert text in str(error)
-    await eventually(lambda: _backlog(stub, 0, 0))
+    await eventually(lambda: has_backlog(stub, 0, 0))
 
 
-@pytest.mark.parametrize("error", [Unavailable("the storage is away"), KeyError("a bug")], ids=["away", "bug"])
-async def test_a_part_that_nobody_can_finish_is_tried_again_and_then_fails_the_job(error, fleet, monkeypatch):
-    tries = 0
+def failing(monkeypatch, error: Exception, times: int) -> Counter:
+    """Let tagging fail; counts how often it was tried."""
+    tries: Counter[str] = Counter()
+    tag = worker.tag_instances
 
-    async def fail(*_):
-        nonlocal tries
-        tries += 1
-        raise error
+    async def fail(*arguments):
+        tries["all"] += 1
+        if tries["all"] <= times:
+            raise error
+        return await tag(*arguments)
 
     monkeypatch.setattr(worker, "tag_instances", fail)
-    fleet.settings = fleet.settings.model_copy(update={"max_deliveries": 2, "item_rows": N, "lease_s": 0.2})
+    return tries
+
+
+async def test_a_storage_that_is_away_for_a_while_is_waited_for(fleet, monkeypatch):
+    monkeypatch.setattr(worker, "_WAIT_S", (0.01, 0.05))
+    tries = failing(monkeypatch, Unavailable("the storage is away"), 30)
+    fleet.change(max_deliveries=1)
     stub = await fleet.serve()
     fleet.work(2)
-    assert isinstance(await failure(stub, await fleet.create(stub)), Unavailable)
-    assert tries == 2
+    job = await last(stub, await fleet.create(stub, SCHEMA))
+    assert job.state == types_pb2.JOB_STATE_SUCCEEDED
+    assert tries["all"] == 30 + PARTS
+    assert_all_tagged_once(fleet.table(job))
+
+
+async def test_a_storage_that_stays_away_fails_the_tagging_which_can_go_on_later(fleet, monkeypatch):
+    failing(monkeypatch, Unavailable("the storage is away"), 10**6)
+    fleet.change(patience_s=0.1)
+    stub = await fleet.serve()
+    fleet.work(2)
+    error = await failure(stub, await fleet.create(stub, SCHEMA))
+    assert isinstance(error, Unavailable)
+    assert str(error) == "the storage is away"
+    await eventually(lambda: has_backlog(stub, 0, 0))
     monkeypatch.undo()
-    assert (await last(stub, await fleet.create(stub))).state == types_pb2.JOB_STATE_SUCCEEDED  # the workers live on
+    assert (await last(stub, await fleet.create(stub, SCHEMA))).state == types_pb2.JOB_STATE_SUCCEEDED
+
+
+async def test_a_part_that_no_worker_can_finish_is_dead_the_rest_is_done_and_it_can_be_tried_again(fleet, monkeypatch):
+    tag, broken = Worker._tag, {3}
+
+    async def stumbles(self, item):
+        if item.part in broken:
+            raise KeyError("a bug")
+        return await tag(self, item)
+
+    monkeypatch.setattr(Worker, "_tag", stumbles)
+    fleet.change(max_deliveries=2, lease_s=0.5)
+    stub = await fleet.serve()
+    fleet.work(2)
+    job = await last(stub, await fleet.create(stub, SCHEMA))
+    assert job.state == types_pb2.JOB_STATE_SUCCEEDED
+    rows = range(3 * PER_PART, 4 * PER_PART)
+    dead = await dead_items(stub, job.name)
+    assert {f"i{row}" for row in rows} | {f"i{CORRUPT}", f"i{MISSING}"} == dead.keys()
+    reason = "2 workers were given it and none finished it: KeyError: 'a bug'"
+    assert {dead[f"i{row}"] for row in rows} == {reason}
+    codes = fleet.table(job).codes[:, 1]
+    assert (codes[rows] == UNKNOWN).all()
+
+    broken.clear()
+    again = await stub.RedriveDeadItems(pb.RedriveDeadItemsRequest(parent="datasets/pets"))
+    assert again.redriven_count == PER_PART + 2
+    mended = await last(stub, again.jobs[0])
+    assert mended.name != job.name
+    assert_all_tagged_once(fleet.table(mended))
+    assert (await stub.GetTagging(pb.GetTaggingRequest(name=mended.name))).reused_count == N - PER_PART - 2
+    assert (await dead_items(stub, "")).keys() == {f"i{CORRUPT}", f"i{MISSING}"}
+    assert (await fleet.create(stub, SCHEMA)).name == mended.name  # who asks now gets the mended one
+
+
+async def test_a_dead_part_can_be_tried_again_while_the_rest_is_still_done(fleet, monkeypatch, gates):
+    gates.hold(0)
+    gated, broken = Worker._tag, {3}
+
+    async def stumbles(self, item):
+        if item.part in broken:
+            raise KeyError("a bug")
+        return await gated(self, item)
+
+    monkeypatch.setattr(Worker, "_tag", stumbles)
+    fleet.change(max_deliveries=1, lease_s=0.5)
+    stub = await fleet.serve()
+    fleet.work(2)
+    job = await fleet.create(stub, SCHEMA)
+    rows = {f"i{row}" for row in range(3 * PER_PART, 4 * PER_PART)}
+    await eventually(lambda: has_dead(stub, rows))
+    broken.clear()
+    again = await stub.RedriveDeadItems(pb.RedriveDeadItemsRequest(parent=job.name))
+    assert again.redriven_count == PER_PART
+    await eventually(lambda: gates.begun[3])
+    gates.release()
+    assert_all_tagged_once(fleet.table(await last(stub, job)))
+
+
+async def has_dead(stub, ids: set[str]) -> bool:
+    return ids <= (await dead_items(stub, "")).keys()
+
+
+async def dead_items(stub, parent: str) -> dict[str, str]:
+    """Instance id to reason, read in pages of two."""
+    found, token = {}, ""
+    while True:
+        answer = await stub.ListDeadItems(pb.ListDeadItemsRequest(parent=parent, page_size=2, page_token=token))
+        found |= {item.instance_id: item.reason for item in answer.dead_items}
+        token = answer.next_page_token
+        if not token:
+            return found
 
 
 async def test_a_part_that_takes_longer_than_the_lease_is_begun_once(fleet, gates):
     gates.hold(0)
     stub = await fleet.serve()
     fleet.work(3)
-    job = await fleet.create(stub)
-    await eventually(lambda: _done(stub, job, N - PER_PART))
+    job = await fleet.create(stub, SCHEMA)
+    await eventually(lambda: has_done(stub, job, N - PER_PART))
     await asyncio.sleep(1.5 * fleet.settings.lease_s)
     gates.release()
     assert (await last(stub, job)).state == types_pb2.JOB_STATE_SUCCEEDED
@@ -433,3 +398,200 @@ async def test_a_request_that_cannot_be_served_is_refused_at_once(fleet):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await stub.CreateTagging(pb.CreateTaggingRequest(parent=parent, schema=named, splits=splits))
         assert refused.value.code() is code
+
+
+async def test_past_the_depth_limit_new_work_is_refused_with_the_time_to_come_back(fleet):
+    fleet.change(max_backlog=PARTS)
+    stub = await fleet.serve()
+    job = await fleet.create(stub, SCHEMA)
+    await eventually(lambda: has_backlog(stub, PARTS, 0))
+    other = Schema(SCHEMA.task, (), SCHEMA.attributes[1:])
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await fleet.create(stub, other)
+    error = status.error_of(refused.value)
+    assert isinstance(error, Busy)
+    assert error.retry_s > 0
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert (await fleet.create(stub, SCHEMA)).name == job.name  # what is there already is told
+    fleet.work(2)
+    await last(stub, job)
+    assert (await fleet.create(stub, SCHEMA)).reused
+    assert (await last(stub, await fleet.create(stub, other))).state == types_pb2.JOB_STATE_SUCCEEDED
+
+
+async def test_a_team_keeps_back_what_the_queue_may_not_have_of_it_yet(fleet):
+    fleet.change(team_items=4)
+    stub = await fleet.serve()
+    job = await fleet.create(stub, SCHEMA)
+    await eventually(lambda: has_backlog(stub, 4, 0, PARTS - 4))
+    fleet.work(2)
+    assert_all_tagged_once(fleet.table(await last(stub, job)))
+    assert await has_backlog(stub, 0, 0)
+
+
+async def test_a_service_killed_between_storing_results_and_forgetting_them_stores_none_twice(
+    fleet, gates, redis, monkeypatch
+):
+    async def die(self, parts) -> None: ...
+
+    fleet.change(flush_rows=1)
+    gates.hold(*range(6, PARTS))
+    with monkeypatch.context() as dying:
+        dying.setattr(board.Board, "drop_results", die)
+        stub = await fleet.serve()
+        fleet.work(1)
+        job = await fleet.create(stub, SCHEMA)
+        await eventually(lambda: fleet.written(job) == 6)
+        await fleet.server.stop()
+    (results,) = await redis.keys("*:results")
+    assert await redis.hlen(results) == 6
+    stub = await fleet.serve()
+    await fleet.create(stub, SCHEMA)
+    await eventually(lambda: _forgotten(redis, results))
+    gates.release(6)
+    await eventually(lambda: fleet.written(job) == 7)
+    rows = [row for chunk in fleet.chunks(job) for row in fleet.chunk(job, chunk).column("row").to_pylist()]
+    assert sorted(rows) == list(range(7 * PER_PART))
+    gates.release()
+    assert_all_tagged_once(fleet.table(await last(stub, job)))
+    assert gates.begun == dict.fromkeys(range(PARTS), 1)
+
+
+async def _forgotten(redis, results: bytes) -> bool:
+    return not await redis.exists(results)
+
+
+POISON = {
+    "corrupt": "cut off",
+    "empty": "0 bytes",
+    "huge": "10000 x 10000 pixels",
+    "text": "not an image",
+    "missing": "no such file",
+    "outside": "outside",
+}
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+async def test_poison_is_dead_with_its_reason_the_rest_is_done_and_a_mended_file_is_tried_again(fleet, tmp_path):
+    folder = tmp_path / "poison"
+    folder.mkdir()
+    whole = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(whole, "PNG")
+    (folder / "corrupt.png").write_bytes(whole.getvalue()[:2000])
+    (folder / "empty.png").touch()
+    Image.new("1", (10_000, 10_000)).save(folder / "huge.png")
+    (folder / "text.png").write_text("just words")
+    uris = {kind: f"{folder.as_uri()}/{kind}.png" for kind in POISON} | {"outside": "file:///etc/passwd"}
+    for i in range(9):
+        Image.new("L", (8, 8), 250 * (i % 2)).save(folder / f"good{i}.png")
+        uris[f"good{i}"] = f"{folder.as_uri()}/good{i}.png"
+    fleet.change(image_prefixes=(folder.as_uri(),))
+    fleet.add_dataset("poison", [{"instance_id": sorted(uris), "image_uri": [uris[k] for k in sorted(uris)]}])
+    stub = await fleet.serve()
+    fleet.work(2)
+    schema = Schema(SCHEMA.task, (), SCHEMA.attributes[1:2])
+    job = await last(stub, await fleet.create(stub, schema, "poison"))
+    assert job.state == types_pb2.JOB_STATE_SUCCEEDED
+    dead = await dead_items(stub, "datasets/poison")
+    assert dead.keys() == POISON.keys()
+    for kind, reason in POISON.items():
+        assert reason in dead[kind], dead[kind]
+    tags = dict(zip(sorted(uris), fleet.table(job).codes[:, 0].tolist(), strict=True))
+    assert {k: v for k, v in tags.items() if k not in POISON} == {f"good{i}": i % 2 for i in range(9)}
+
+    Image.new("L", (8, 8), 250).save(folder / "empty.png")
+    again = await stub.RedriveDeadItems(pb.RedriveDeadItemsRequest(parent=job.name))
+    mended = await last(stub, again.jobs[0])
+    assert (await dead_items(stub, "")).keys() == POISON.keys() - {"empty"}
+    tags = dict(zip(sorted(uris), fleet.table(mended).codes[:, 0].tolist(), strict=True))
+    assert tags["empty"] == 1
+    assert (await dead_items(stub, job.name)).keys() == POISON.keys()  # what was is not rewritten
+
+
+def asking(*names: str, tags: tuple[str, ...] = ("low", "high")) -> Schema:
+    return Schema(SCHEMA.task, (), tuple(Attribute(n, Category.GLOBAL, tags, Tagger.VLM) for n in names))
+
+
+@pytest.fixture
+def llm(fleet) -> Iterator[ScriptedLLM]:
+    with ScriptedLLM() as server:
+        fleet.change(llm_base_url=server.base_url, llm_model="scripted", llm_item_rows=2, llm_cache_ttl_s=0)
+        yield server
+
+
+def small(images: Path, rows: range) -> dict[str, list]:
+    """Images that can be read."""
+    found = [i for i in rows if i not in (CORRUPT, MISSING)]
+    return {"instance_id": [f"i{i}" for i in found], "image_uri": [f"{images.as_uri()}/{i}.png" for i in found]}
+
+
+async def test_only_what_is_not_tagged_yet_is_paid_for(fleet, images, llm):
+    """An attribute more, images more, and nothing more."""
+    fleet.add_dataset("grows", [small(images, range(7))])
+    stub = await fleet.serve()
+    fleet.work()
+    first = await last(stub, await fleet.create(stub, asking("size", "shape"), "grows"))
+    assert len(llm.calls) == 7
+    llm.calls.clear()
+    second = await last(stub, await fleet.create(stub, asking("size", "shape", "pose"), "grows"))
+    assert [list(call.schema["properties"]) for call in llm.calls] == [["pose"]] * 7
+    assert fleet.table(second).codes[:, :2].tolist() == fleet.table(first).codes.tolist()
+    llm.calls.clear()
+    fleet.add_dataset("grows", [small(images, range(7)), small(images, range(20, 25))])
+    third = await last(stub, await fleet.create(stub, asking("size", "shape", "pose"), "grows"))
+    assert [list(call.schema["properties"]) for call in llm.calls] == [["size", "shape", "pose"]] * 5
+    assert fleet.table(third).codes[:7].tolist() == fleet.table(second).codes.tolist()
+    assert third.done_count == 12
+    told = await stub.GetTagging(pb.GetTaggingRequest(name=third.name))
+    assert told.reused_count == 7
+    assert told.invalid_answer_share == 0
+
+
+async def test_where_all_is_tagged_no_worker_is_needed(fleet, images, llm, redis):
+    fleet.add_dataset("done", [small(images, range(5))])
+    stub = await fleet.serve()
+    async with AsyncExitStack() as workers:
+        helper = Fleet(fleet.settings.redis_url, Path(fleet.store.url[7:]), images, workers)
+        helper.settings = fleet.settings
+        helper.work()
+        await last(stub, await fleet.create(stub, asking("size", "shape"), "done"))
+    paid = len(llm.calls)
+    job = await last(stub, await fleet.create(stub, asking("shape"), "done"))
+    assert job.state == types_pb2.JOB_STATE_SUCCEEDED
+    assert len(llm.calls) == paid
+    fleet.add_dataset(
+        "words", [{"instance_id": ["a", "b"], "image_uri": ["file:///a", "file:///b"], "error": ["small", "?"]}]
+    )
+    given = Schema(SCHEMA.task, (), SCHEMA.attributes[2:])
+    job = await last(stub, await fleet.create(stub, given, "words"))  # the manifest says it all
+    assert fleet.table(job).codes.tolist() == [[0], [UNKNOWN]]
+
+
+async def test_a_schema_with_more_tags_than_one_answer_takes_is_asked_in_two_calls(fleet, images, llm):
+    fleet.add_dataset("wide", [small(images, range(3))])
+    stub = await fleet.serve()
+    fleet.work()
+    many = tuple(f"tag {i}" for i in range(700))
+    job = await last(stub, await fleet.create(stub, asking("first", "second", tags=many), "wide"))
+    assert sorted(next(iter(call.schema["properties"])) for call in llm.calls) == ["first"] * 3 + ["second"] * 3
+    assert (fleet.table(job).codes != UNKNOWN).all()
+
+
+async def test_answers_that_stay_wrong_are_counted_and_shown_while_it_runs(fleet, images, llm, gates):
+    fleet.add_dataset("odd", [small(images, range(4))])
+    llm.fail(*[Fault.FOREIGN_TAG] * 4)  # two calls each for the first two images, and the first tag stays wrong
+    gates.hold(1)
+    stub = await fleet.serve()
+    fleet.work()
+    job = await fleet.create(stub, asking("size", "shape"), "odd")
+    await eventually(lambda: has_share(stub, job, 2 / 4))
+    gates.release()
+    job = await last(stub, job)
+    assert job.cost.invalid_answer_count == 2
+    assert job.cost.call_count == 6
+    assert await has_share(stub, job, 2 / 8)
+
+
+async def has_share(stub, job, share: float) -> bool:
+    told = await stub.GetTagging(pb.GetTaggingRequest(name=job.name))
+    return told.invalid_answer_share == share

@@ -25,29 +25,37 @@ _sym_db = _symbol_database.Default()
 from hibug2.v1 import types_pb2 as hibug2_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19hibug2/v1/attribute.proto\x12\thibug2.v1\x1a\x15hibug2/v1/types.proto\"p\n\x17\x43reateGenerationRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x14\n\x0csample_count\x18\x02 \x01(\x05\x12\x0c\n\x04seed\x18\x03 \x01(\x03\x12\r\n\x05model\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"7\n\x18\x43reateGenerationResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\"$\n\x14GetGenerationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"W\n\x15GetGenerationResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\x12!\n\x06schema\x18\x02 \x01(\x0b\x32\x11.hibug2.v1.Schema\"\'\n\x17\x43\x61ncelGenerationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"7\n\x18\x43\x61ncelGenerationResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\"&\n\x16WatchGenerationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"6\n\x17WatchGenerationResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job2\xfc\x02\n\x10\x41ttributeService\x12[\n\x10\x43reateGeneration\x12\".hibug2.v1.CreateGenerationRequest\x1a#.hibug2.v1.CreateGenerationResponse\x12R\n\rGetGeneration\x12\x1f.hibug2.v1.GetGenerationRequest\x1a .hibug2.v1.GetGenerationResponse\x12[\n\x10\x43\x61ncelGeneration\x12\".hibug2.v1.CancelGenerationRequest\x1a#.hibug2.v1.CancelGenerationResponse\x12Z\n\x0fWatchGeneration\x12!.hibug2.v1.WatchGenerationRequest\x1a\".hibug2.v1.WatchGenerationResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19hibug2/v1/attribute.proto\x12\thibug2.v1\x1a\x15hibug2/v1/types.proto\"\x89\x03\n\x17\x43reateGenerationRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x14\n\x0csample_count\x18\x02 \x01(\x05\x12\x0c\n\x04seed\x18\x03 \x01(\x03\x12\r\n\x05model\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x17\n\npair_count\x18\x06 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0bimage_count\x18\x07 \x01(\x05H\x01\x88\x01\x01\x12\x1b\n\x0emax_attributes\x18\x08 \x01(\x05H\x02\x88\x01\x01\x12\x15\n\x08max_tags\x18\t \x01(\x05H\x03\x88\x01\x01\x12(\n\nattributes\x18\n \x03(\x0b\x32\x14.hibug2.v1.Attribute\x12\x14\n\x0cmain_objects\x18\x0b \x03(\t\x12&\n\x06\x62udget\x18\x0c \x01(\x0b\x32\x11.hibug2.v1.BudgetH\x04\x88\x01\x01\x42\r\n\x0b_pair_countB\x0e\n\x0c_image_countB\x11\n\x0f_max_attributesB\x0b\n\t_max_tagsB\t\n\x07_budget\"7\n\x18\x43reateGenerationResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\"$\n\x14GetGenerationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x95\x02\n\x15GetGenerationResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\x12!\n\x06schema\x18\x02 \x01(\x0b\x32\x11.hibug2.v1.Schema\x12,\n\x07\x64ropped\x18\x03 \x03(\x0b\x32\x1b.hibug2.v1.DroppedAttribute\x12*\n\x06merged\x18\x04 \x03(\x0b\x32\x1a.hibug2.v1.MergedAttribute\x12)\n\nprovenance\x18\x05 \x01(\x0b\x32\x15.hibug2.v1.Provenance\x12\x1b\n\x13\x63ompared_pair_count\x18\x06 \x01(\x05\x12\x1a\n\x12viewed_image_count\x18\x07 \x01(\x05\"S\n\x19\x45stimateGenerationRequest\x12\x36\n\ngeneration\x18\x01 \x01(\x0b\x32\".hibug2.v1.CreateGenerationRequest\"O\n\x1a\x45stimateGenerationResponse\x12\x1d\n\x04\x63ost\x18\x01 \x01(\x0b\x32\x0f.hibug2.v1.Cost\x12\x12\n\nassumption\x18\x02 \x01(\t\"5\n\x10\x44roppedAttribute\x12\x11\n\tattribute\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"B\n\x0fMergedAttribute\x12\x11\n\tattribute\x18\x01 \x01(\t\x12\x0c\n\x04into\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\'\n\x17\x43\x61ncelGenerationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"7\n\x18\x43\x61ncelGenerationResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\"&\n\x16WatchGenerationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"6\n\x17WatchGenerationResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job2\xdf\x03\n\x10\x41ttributeService\x12[\n\x10\x43reateGeneration\x12\".hibug2.v1.CreateGenerationRequest\x1a#.hibug2.v1.CreateGenerationResponse\x12R\n\rGetGeneration\x12\x1f.hibug2.v1.GetGenerationRequest\x1a .hibug2.v1.GetGenerationResponse\x12[\n\x10\x43\x61ncelGeneration\x12\".hibug2.v1.CancelGenerationRequest\x1a#.hibug2.v1.CancelGenerationResponse\x12Z\n\x0fWatchGeneration\x12!.hibug2.v1.WatchGenerationRequest\x1a\".hibug2.v1.WatchGenerationResponse0\x01\x12\x61\n\x12\x45stimateGeneration\x12$.hibug2.v1.EstimateGenerationRequest\x1a%.hibug2.v1.EstimateGenerationResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hibug2.v1.attribute_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CREATEGENERATIONREQUEST']._serialized_start=63
-  _globals['_CREATEGENERATIONREQUEST']._serialized_end=175
-  _globals['_CREATEGENERATIONRESPONSE']._serialized_start=177
-  _globals['_CREATEGENERATIONRESPONSE']._serialized_end=232
-  _globals['_GETGENERATIONREQUEST']._serialized_start=234
-  _globals['_GETGENERATIONREQUEST']._serialized_end=270
-  _globals['_GETGENERATIONRESPONSE']._serialized_start=272
-  _globals['_GETGENERATIONRESPONSE']._serialized_end=359
-  _globals['_CANCELGENERATIONREQUEST']._serialized_start=361
-  _globals['_CANCELGENERATIONREQUEST']._serialized_end=400
-  _globals['_CANCELGENERATIONRESPONSE']._serialized_start=402
-  _globals['_CANCELGENERATIONRESPONSE']._serialized_end=457
-  _globals['_WATCHGENERATIONREQUEST']._serialized_start=459
-  _globals['_WATCHGENERATIONREQUEST']._serialized_end=497
-  _globals['_WATCHGENERATIONRESPONSE']._serialized_start=499
-  _globals['_WATCHGENERATIONRESPONSE']._serialized_end=553
-  _globals['_ATTRIBUTESERVICE']._serialized_start=556
-  _globals['_ATTRIBUTESERVICE']._serialized_end=936
+  _globals['_CREATEGENERATIONREQUEST']._serialized_start=64
+  _globals['_CREATEGENERATIONREQUEST']._serialized_end=457
+  _globals['_CREATEGENERATIONRESPONSE']._serialized_start=459
+  _globals['_CREATEGENERATIONRESPONSE']._serialized_end=514
+  _globals['_GETGENERATIONREQUEST']._serialized_start=516
+  _globals['_GETGENERATIONREQUEST']._serialized_end=552
+  _globals['_GETGENERATIONRESPONSE']._serialized_start=555
+  _globals['_GETGENERATIONRESPONSE']._serialized_end=832
+  _globals['_ESTIMATEGENERATIONREQUEST']._serialized_start=834
+  _globals['_ESTIMATEGENERATIONREQUEST']._serialized_end=917
+  _globals['_ESTIMATEGENERATIONRESPONSE']._serialized_start=919
+  _globals['_ESTIMATEGENERATIONRESPONSE']._serialized_end=998
+  _globals['_DROPPEDATTRIBUTE']._serialized_start=1000
+  _globals['_DROPPEDATTRIBUTE']._serialized_end=1053
+  _globals['_MERGEDATTRIBUTE']._serialized_start=1055
+  _globals['_MERGEDATTRIBUTE']._serialized_end=1121
+  _globals['_CANCELGENERATIONREQUEST']._serialized_start=1123
+  _globals['_CANCELGENERATIONREQUEST']._serialized_end=1162
+  _globals['_CANCELGENERATIONRESPONSE']._serialized_start=1164
+  _globals['_CANCELGENERATIONRESPONSE']._serialized_end=1219
+  _globals['_WATCHGENERATIONREQUEST']._serialized_start=1221
+  _globals['_WATCHGENERATIONREQUEST']._serialized_end=1259
+  _globals['_WATCHGENERATIONRESPONSE']._serialized_start=1261
+  _globals['_WATCHGENERATIONRESPONSE']._serialized_end=1315
+  _globals['_ATTRIBUTESERVICE']._serialized_start=1318
+  _globals['_ATTRIBUTESERVICE']._serialized_end=1797
 # @@protoc_insertion_point(module_scope)

@@ -3,8 +3,10 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from hibug2.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
@@ -26,14 +28,44 @@ class CreateGenerationRequest(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PAIR_COUNT_FIELD_NUMBER: _builtins.int
+    IMAGE_COUNT_FIELD_NUMBER: _builtins.int
+    MAX_ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    MAX_TAGS_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    MAIN_OBJECTS_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """datasets/{dataset}"""
     sample_count: _builtins.int
-    """Images looked at for thresholds and tags; 0 takes the default."""
+    """Images measured for thresholds, of which those for comparing and looking are taken; 0 takes the default."""
     seed: _builtins.int
     model: _builtins.str
-    """Where given, failing and passing images of this model are contrasted."""
+    """Where given, images that this model gets wrong are compared with those it gets right, and the classes that it
+    takes for one another are asked about: datasets/{dataset}/models/{model}
+    """
     request_id: _builtins.str
+    pair_count: _builtins.int
+    """Pairs of images that a language model compares; left out, the default of the service."""
+    image_count: _builtins.int
+    """Images that it looks at for tags that are missing."""
+    max_attributes: _builtins.int
+    max_tags: _builtins.int
+    """Of one attribute that a language model gives tags."""
+    @_builtins.property
+    def attributes(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Attribute]:
+        """The user's own, in the schema whatever else is found. One without tags gets them from the language model; category
+        main object and tagger language model are taken where they are unspecified.
+        """
+
+    @_builtins.property
+    def main_objects(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the images show, where the dataset names no classes."""
+
+    @_builtins.property
+    def budget(self) -> _types_pb2.Budget:
+        """The most that may be spent on it. When that is reached the job pauses; another create with a higher amount goes on."""
+
     def __init__(
         self,
         *,
@@ -42,12 +74,38 @@ class CreateGenerationRequest(_message.Message):
         seed: _builtins.int = ...,
         model: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        pair_count: _builtins.int | None = ...,
+        image_count: _builtins.int | None = ...,
+        max_attributes: _builtins.int | None = ...,
+        max_tags: _builtins.int | None = ...,
+        attributes: _abc.Iterable[_types_pb2.Attribute] | None = ...,
+        main_objects: _abc.Iterable[_builtins.str] | None = ...,
+        budget: _types_pb2.Budget | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_budget", b"_budget", "_image_count", b"_image_count", "_max_attributes", b"_max_attributes", "_max_tags", b"_max_tags", "_pair_count", b"_pair_count", "budget", b"budget", "image_count", b"image_count", "max_attributes", b"max_attributes", "max_tags", b"max_tags", "pair_count", b"pair_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "parent", b"parent", "request_id", b"request_id", "sample_count", b"sample_count", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_budget", b"_budget", "_image_count", b"_image_count", "_max_attributes", b"_max_attributes", "_max_tags", b"_max_tags", "_pair_count", b"_pair_count", "attributes", b"attributes", "budget", b"budget", "image_count", b"image_count", "main_objects", b"main_objects", "max_attributes", b"max_attributes", "max_tags", b"max_tags", "model", b"model", "pair_count", b"pair_count", "parent", b"parent", "request_id", b"request_id", "sample_count", b"sample_count", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__budget: _TypeAlias = _typing.Literal["budget"]  # noqa: Y015
+    _WhichOneofArgType__budget: _TypeAlias = _typing.Literal["_budget", b"_budget"]  # noqa: Y015
+    _WhichOneofReturnType__image_count: _TypeAlias = _typing.Literal["image_count"]  # noqa: Y015
+    _WhichOneofArgType__image_count: _TypeAlias = _typing.Literal["_image_count", b"_image_count"]  # noqa: Y015
+    _WhichOneofReturnType__max_attributes: _TypeAlias = _typing.Literal["max_attributes"]  # noqa: Y015
+    _WhichOneofArgType__max_attributes: _TypeAlias = _typing.Literal["_max_attributes", b"_max_attributes"]  # noqa: Y015
+    _WhichOneofReturnType__max_tags: _TypeAlias = _typing.Literal["max_tags"]  # noqa: Y015
+    _WhichOneofArgType__max_tags: _TypeAlias = _typing.Literal["_max_tags", b"_max_tags"]  # noqa: Y015
+    _WhichOneofReturnType__pair_count: _TypeAlias = _typing.Literal["pair_count"]  # noqa: Y015
+    _WhichOneofArgType__pair_count: _TypeAlias = _typing.Literal["_pair_count", b"_pair_count"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__budget) -> _WhichOneofReturnType__budget | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__image_count) -> _WhichOneofReturnType__image_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_attributes) -> _WhichOneofReturnType__max_attributes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tags) -> _WhichOneofReturnType__max_tags | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pair_count) -> _WhichOneofReturnType__pair_count | None: ...
 
 Global___CreateGenerationRequest: _TypeAlias = CreateGenerationRequest  # noqa: Y015
 
@@ -98,25 +156,144 @@ class GetGenerationResponse(_message.Message):
 
     JOB_FIELD_NUMBER: _builtins.int
     SCHEMA_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
+    MERGED_FIELD_NUMBER: _builtins.int
+    PROVENANCE_FIELD_NUMBER: _builtins.int
+    COMPARED_PAIR_COUNT_FIELD_NUMBER: _builtins.int
+    VIEWED_IMAGE_COUNT_FIELD_NUMBER: _builtins.int
+    compared_pair_count: _builtins.int
+    """Pairs of images that were compared before nothing new came."""
+    viewed_image_count: _builtins.int
+    """Images that were looked at for missing tags."""
     @_builtins.property
     def job(self) -> _types_pb2.Job: ...
     @_builtins.property
     def schema(self) -> _types_pb2.Schema:
-        """Set when the job has succeeded."""
+        """Set when the job has succeeded, as all below."""
 
+    @_builtins.property
+    def dropped(self) -> _containers.RepeatedCompositeFieldContainer[Global___DroppedAttribute]:
+        """What was proposed and is not in the schema."""
+
+    @_builtins.property
+    def merged(self) -> _containers.RepeatedCompositeFieldContainer[Global___MergedAttribute]: ...
+    @_builtins.property
+    def provenance(self) -> _types_pb2.Provenance: ...
     def __init__(
         self,
         *,
         job: _types_pb2.Job | None = ...,
         schema: _types_pb2.Schema | None = ...,
+        dropped: _abc.Iterable[Global___DroppedAttribute] | None = ...,
+        merged: _abc.Iterable[Global___MergedAttribute] | None = ...,
+        provenance: _types_pb2.Provenance | None = ...,
+        compared_pair_count: _builtins.int = ...,
+        viewed_image_count: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "schema", b"schema"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "provenance", b"provenance", "schema", b"schema"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "schema", b"schema"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compared_pair_count", b"compared_pair_count", "dropped", b"dropped", "job", b"job", "merged", b"merged", "provenance", b"provenance", "schema", b"schema", "viewed_image_count", b"viewed_image_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetGenerationResponse: _TypeAlias = GetGenerationResponse  # noqa: Y015
+
+@_typing.final
+class EstimateGenerationRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def generation(self) -> Global___CreateGenerationRequest:
+        """As it would be created; budget and request id do not count."""
+
+    def __init__(
+        self,
+        *,
+        generation: Global___CreateGenerationRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EstimateGenerationRequest: _TypeAlias = EstimateGenerationRequest  # noqa: Y015
+
+@_typing.final
+class EstimateGenerationResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COST_FIELD_NUMBER: _builtins.int
+    ASSUMPTION_FIELD_NUMBER: _builtins.int
+    assumption: _builtins.str
+    """What the estimate takes for granted, in words."""
+    @_builtins.property
+    def cost(self) -> _types_pb2.Cost:
+        """Without calls where no language model is configured. An amount that is not known is refused, not guessed."""
+
+    def __init__(
+        self,
+        *,
+        cost: _types_pb2.Cost | None = ...,
+        assumption: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assumption", b"assumption", "cost", b"cost"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EstimateGenerationResponse: _TypeAlias = EstimateGenerationResponse  # noqa: Y015
+
+@_typing.final
+class DroppedAttribute(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTRIBUTE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    attribute: _builtins.str
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        attribute: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribute", b"attribute", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DroppedAttribute: _TypeAlias = DroppedAttribute  # noqa: Y015
+
+@_typing.final
+class MergedAttribute(_message.Message):
+    """What stands in the schema under another name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTRIBUTE_FIELD_NUMBER: _builtins.int
+    INTO_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    attribute: _builtins.str
+    into: _builtins.str
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        attribute: _builtins.str = ...,
+        into: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribute", b"attribute", "into", b"into", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MergedAttribute: _TypeAlias = MergedAttribute  # noqa: Y015
 
 @_typing.final
 class CancelGenerationRequest(_message.Message):

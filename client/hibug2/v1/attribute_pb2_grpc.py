@@ -55,6 +55,11 @@ class AttributeServiceStub:
                 request_serializer=hibug2_dot_v1_dot_attribute__pb2.WatchGenerationRequest.SerializeToString,
                 response_deserializer=hibug2_dot_v1_dot_attribute__pb2.WatchGenerationResponse.FromString,
                 _registered_method=True)
+        self.EstimateGeneration = channel.unary_unary(
+                '/hibug2.v1.AttributeService/EstimateGeneration',
+                request_serializer=hibug2_dot_v1_dot_attribute__pb2.EstimateGenerationRequest.SerializeToString,
+                response_deserializer=hibug2_dot_v1_dot_attribute__pb2.EstimateGenerationResponse.FromString,
+                _registered_method=True)
 
 
 class AttributeServiceServicer:
@@ -85,6 +90,13 @@ class AttributeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EstimateGeneration(self, request, context):
+        """What a generation would ask of a language model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AttributeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -107,6 +119,11 @@ def add_AttributeServiceServicer_to_server(servicer, server):
                     servicer.WatchGeneration,
                     request_deserializer=hibug2_dot_v1_dot_attribute__pb2.WatchGenerationRequest.FromString,
                     response_serializer=hibug2_dot_v1_dot_attribute__pb2.WatchGenerationResponse.SerializeToString,
+            ),
+            'EstimateGeneration': grpc.unary_unary_rpc_method_handler(
+                    servicer.EstimateGeneration,
+                    request_deserializer=hibug2_dot_v1_dot_attribute__pb2.EstimateGenerationRequest.FromString,
+                    response_serializer=hibug2_dot_v1_dot_attribute__pb2.EstimateGenerationResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -218,6 +235,33 @@ class AttributeService:
             '/hibug2.v1.AttributeService/WatchGeneration',
             hibug2_dot_v1_dot_attribute__pb2.WatchGenerationRequest.SerializeToString,
             hibug2_dot_v1_dot_attribute__pb2.WatchGenerationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EstimateGeneration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hibug2.v1.AttributeService/EstimateGeneration',
+            hibug2_dot_v1_dot_attribute__pb2.EstimateGenerationRequest.SerializeToString,
+            hibug2_dot_v1_dot_attribute__pb2.EstimateGenerationResponse.FromString,
             options,
             channel_credentials,
             insecure,

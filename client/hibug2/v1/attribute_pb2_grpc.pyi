@@ -37,6 +37,8 @@ class AttributeServiceStub:
     GetGeneration: _grpc.UnaryUnaryMultiCallable[_attribute_pb2.GetGenerationRequest, _attribute_pb2.GetGenerationResponse]
     CancelGeneration: _grpc.UnaryUnaryMultiCallable[_attribute_pb2.CancelGenerationRequest, _attribute_pb2.CancelGenerationResponse]
     WatchGeneration: _grpc.UnaryStreamMultiCallable[_attribute_pb2.WatchGenerationRequest, _attribute_pb2.WatchGenerationResponse]
+    EstimateGeneration: _grpc.UnaryUnaryMultiCallable[_attribute_pb2.EstimateGenerationRequest, _attribute_pb2.EstimateGenerationResponse]
+    """What a generation would ask of a language model."""
 
 @_typing.type_check_only
 class AttributeServiceAsyncStub(AttributeServiceStub):
@@ -47,6 +49,8 @@ class AttributeServiceAsyncStub(AttributeServiceStub):
     GetGeneration: _aio.UnaryUnaryMultiCallable[_attribute_pb2.GetGenerationRequest, _attribute_pb2.GetGenerationResponse]  # type: ignore[assignment]
     CancelGeneration: _aio.UnaryUnaryMultiCallable[_attribute_pb2.CancelGenerationRequest, _attribute_pb2.CancelGenerationResponse]  # type: ignore[assignment]
     WatchGeneration: _aio.UnaryStreamMultiCallable[_attribute_pb2.WatchGenerationRequest, _attribute_pb2.WatchGenerationResponse]  # type: ignore[assignment]
+    EstimateGeneration: _aio.UnaryUnaryMultiCallable[_attribute_pb2.EstimateGenerationRequest, _attribute_pb2.EstimateGenerationResponse]  # type: ignore[assignment]
+    """What a generation would ask of a language model."""
 
 class AttributeServiceServicer(metaclass=_abc_1.ABCMeta):
     """Attributes and their tag sets (paper 3.2.1, 3.2.2): (task, main objects, a sample of images) to a schema."""
@@ -78,5 +82,13 @@ class AttributeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _attribute_pb2.WatchGenerationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_attribute_pb2.WatchGenerationResponse], _abc.AsyncIterator[_attribute_pb2.WatchGenerationResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def EstimateGeneration(
+        self,
+        request: _attribute_pb2.EstimateGenerationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attribute_pb2.EstimateGenerationResponse, _abc.Awaitable[_attribute_pb2.EstimateGenerationResponse]]:
+        """What a generation would ask of a language model."""
 
 def add_AttributeServiceServicer_to_server(servicer: AttributeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

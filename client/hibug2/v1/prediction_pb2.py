@@ -25,37 +25,49 @@ _sym_db = _symbol_database.Default()
 from hibug2.v1 import types_pb2 as hibug2_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ahibug2/v1/prediction.proto\x12\thibug2.v1\x1a\x15hibug2/v1/types.proto\"\xa9\x01\n\x17\x43reatePredictionRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0f\n\x07ranking\x18\x02 \x01(\t\x12+\n\x06method\x18\x03 \x01(\x0e\x32\x1b.hibug2.v1.PredictionMethod\x12\x1a\n\rmax_per_class\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x05 \x01(\tB\x10\n\x0e_max_per_class\"7\n\x18\x43reatePredictionResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\"$\n\x14GetPredictionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"~\n\x15GetPredictionResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\x12\x1d\n\x15predicted_slice_count\x18\x02 \x01(\x03\x12)\n\nprovenance\x18\x03 \x01(\x0b\x32\x15.hibug2.v1.Provenance\"\'\n\x17\x43\x61ncelPredictionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"7\n\x18\x43\x61ncelPredictionResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\"&\n\x16WatchPredictionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"6\n\x17WatchPredictionResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\"\xe8\x01\n\x0ePredictedSlice\x12\x0c\n\x04rank\x18\x01 \x01(\x03\x12%\n\x04tags\x18\x02 \x03(\x0b\x32\x17.hibug2.v1.AttributeTag\x12\r\n\x05score\x18\x03 \x01(\x01\x12+\n\x06method\x18\x04 \x01(\x0e\x32\x1b.hibug2.v1.PredictionMethod\x12\x14\n\x0corigin_ranks\x18\x05 \x03(\x03\x12.\n\x08replaced\x18\x06 \x01(\x0b\x32\x17.hibug2.v1.AttributeTagH\x00\x88\x01\x01\x12\x12\n\nsimilarity\x18\x07 \x01(\x01\x42\x0b\n\t_replaced\"S\n\x1aListPredictedSlicesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"k\n\x1bListPredictedSlicesResponse\x12\x33\n\x10predicted_slices\x18\x01 \x03(\x0b\x32\x19.hibug2.v1.PredictedSlice\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\x9d\x01\n\x10PredictionMethod\x12!\n\x1dPREDICTION_METHOD_UNSPECIFIED\x10\x00\x12&\n\"PREDICTION_METHOD_TAG_SUBSTITUTION\x10\x01\x12!\n\x1dPREDICTION_METHOD_INSTRUCTION\x10\x02\x12\x1b\n\x17PREDICTION_METHOD_PRIOR\x10\x03\x32\xe3\x03\n\x11PredictionService\x12[\n\x10\x43reatePrediction\x12\".hibug2.v1.CreatePredictionRequest\x1a#.hibug2.v1.CreatePredictionResponse\x12R\n\rGetPrediction\x12\x1f.hibug2.v1.GetPredictionRequest\x1a .hibug2.v1.GetPredictionResponse\x12[\n\x10\x43\x61ncelPrediction\x12\".hibug2.v1.CancelPredictionRequest\x1a#.hibug2.v1.CancelPredictionResponse\x12Z\n\x0fWatchPrediction\x12!.hibug2.v1.WatchPredictionRequest\x1a\".hibug2.v1.WatchPredictionResponse0\x01\x12\x64\n\x13ListPredictedSlices\x12%.hibug2.v1.ListPredictedSlicesRequest\x1a&.hibug2.v1.ListPredictedSlicesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ahibug2/v1/prediction.proto\x12\thibug2.v1\x1a\x15hibug2/v1/types.proto\"\xd1\x01\n\x17\x43reatePredictionRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0f\n\x07ranking\x18\x02 \x01(\t\x12+\n\x06method\x18\x03 \x01(\x0e\x32\x1b.hibug2.v1.PredictionMethod\x12\x1a\n\rmax_per_class\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x17\n\npair_count\x18\x06 \x01(\x05H\x01\x88\x01\x01\x42\x10\n\x0e_max_per_classB\r\n\x0b_pair_count\"7\n\x18\x43reatePredictionResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\"$\n\x14GetPredictionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xf4\x01\n\x15GetPredictionResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\x12\x1d\n\x15predicted_slice_count\x18\x02 \x01(\x03\x12)\n\nprovenance\x18\x03 \x01(\x0b\x32\x15.hibug2.v1.Provenance\x12+\n\x06method\x18\x04 \x01(\x0e\x32\x1b.hibug2.v1.PredictionMethod\x12\x16\n\x0equestion_count\x18\x05 \x01(\x03\x12/\n\x07\x64ropped\x18\x06 \x03(\x0b\x32\x1e.hibug2.v1.DroppedCombinations\"@\n\x13\x44roppedCombinations\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x19\n\x11\x63ombination_count\x18\x02 \x01(\x03\"\'\n\x17\x43\x61ncelPredictionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"7\n\x18\x43\x61ncelPredictionResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\"&\n\x16WatchPredictionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"6\n\x17WatchPredictionResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\"\xd0\x02\n\x0ePredictedSlice\x12\x0c\n\x04rank\x18\x01 \x01(\x03\x12%\n\x04tags\x18\x02 \x03(\x0b\x32\x17.hibug2.v1.AttributeTag\x12\r\n\x05score\x18\x03 \x01(\x01\x12+\n\x06method\x18\x04 \x01(\x0e\x32\x1b.hibug2.v1.PredictionMethod\x12\x14\n\x0corigin_ranks\x18\x05 \x03(\x03\x12.\n\x08replaced\x18\x06 \x01(\x0b\x32\x17.hibug2.v1.AttributeTagH\x00\x88\x01\x01\x12\x12\n\nsimilarity\x18\x07 \x01(\x01\x12\x18\n\x0bknown_count\x18\x08 \x01(\x03H\x01\x88\x01\x01\x12\x0e\n\x06target\x18\t \x01(\t\x12\x1a\n\rexpected_mean\x18\n \x01(\x01H\x02\x88\x01\x01\x42\x0b\n\t_replacedB\x0e\n\x0c_known_countB\x10\n\x0e_expected_mean\"S\n\x1aListPredictedSlicesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"k\n\x1bListPredictedSlicesResponse\x12\x33\n\x10predicted_slices\x18\x01 \x03(\x0b\x32\x19.hibug2.v1.PredictedSlice\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x93\x01\n\x18VerifyPredictionsRequest\x12\x13\n\x0bpredictions\x18\x01 \x03(\t\x12\x0f\n\x07tagging\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06splits\x18\x04 \x03(\t\x12\x16\n\tmin_count\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\x0c\n\x04seed\x18\x06 \x01(\x03\x42\x0c\n\n_min_count\"\xdd\x01\n\rVerifiedSlice\x12\x0c\n\x04rank\x18\x01 \x01(\x03\x12\x14\n\x0cscored_count\x18\x02 \x01(\x03\x12\x11\n\x04mean\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\x04\x64rop\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x19\n\x0cinterval_low\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x1a\n\rinterval_high\x18\x06 \x01(\x01H\x03\x88\x01\x01\x12\x16\n\x0eis_error_slice\x18\x07 \x01(\x08\x42\x07\n\x05_meanB\x07\n\x05_dropB\x0f\n\r_interval_lowB\x10\n\x0e_interval_high\"\xd9\x01\n\x0cVerifiedDrop\x12\x13\n\x0bslice_count\x18\x01 \x01(\x03\x12\x16\n\tmean_drop\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0cinterval_low\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x1a\n\rinterval_high\x18\x04 \x01(\x01H\x02\x88\x01\x01\x12\x1e\n\x11\x65rror_slice_share\x18\x05 \x01(\x01H\x03\x88\x01\x01\x42\x0c\n\n_mean_dropB\x0f\n\r_interval_lowB\x10\n\x0e_interval_highB\x14\n\x12_error_slice_share\"\x85\x02\n\x12VerifiedPrediction\x12\x12\n\nprediction\x18\x01 \x01(\t\x12+\n\x06method\x18\x02 \x01(\x0e\x32\x1b.hibug2.v1.PredictionMethod\x12\x13\n\x0bpair_counts\x18\x03 \x03(\x05\x12\x1d\n\x15predicted_slice_count\x18\x04 \x01(\x03\x12)\n\x08verified\x18\x05 \x01(\x0b\x32\x17.hibug2.v1.VerifiedDrop\x12%\n\x04\x62\x61se\x18\x06 \x01(\x0b\x32\x17.hibug2.v1.VerifiedDrop\x12(\n\x06slices\x18\x07 \x03(\x0b\x32\x18.hibug2.v1.VerifiedSlice\"\x9b\x01\n\x19VerifyPredictionsResponse\x12\x32\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x1d.hibug2.v1.VerifiedPrediction\x12\x14\n\x0coverall_mean\x18\x02 \x01(\x01\x12\x14\n\x0cscored_count\x18\x03 \x01(\x03\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0f\n\x07tagging\x18\x05 \x01(\t*\x9d\x01\n\x10PredictionMethod\x12!\n\x1dPREDICTION_METHOD_UNSPECIFIED\x10\x00\x12&\n\"PREDICTION_METHOD_TAG_SUBSTITUTION\x10\x01\x12!\n\x1dPREDICTION_METHOD_INSTRUCTION\x10\x02\x12\x1b\n\x17PREDICTION_METHOD_PRIOR\x10\x03\x32\xc3\x04\n\x11PredictionService\x12[\n\x10\x43reatePrediction\x12\".hibug2.v1.CreatePredictionRequest\x1a#.hibug2.v1.CreatePredictionResponse\x12R\n\rGetPrediction\x12\x1f.hibug2.v1.GetPredictionRequest\x1a .hibug2.v1.GetPredictionResponse\x12[\n\x10\x43\x61ncelPrediction\x12\".hibug2.v1.CancelPredictionRequest\x1a#.hibug2.v1.CancelPredictionResponse\x12Z\n\x0fWatchPrediction\x12!.hibug2.v1.WatchPredictionRequest\x1a\".hibug2.v1.WatchPredictionResponse0\x01\x12\x64\n\x13ListPredictedSlices\x12%.hibug2.v1.ListPredictedSlicesRequest\x1a&.hibug2.v1.ListPredictedSlicesResponse\x12^\n\x11VerifyPredictions\x12#.hibug2.v1.VerifyPredictionsRequest\x1a$.hibug2.v1.VerifyPredictionsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hibug2.v1.prediction_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PREDICTIONMETHOD']._serialized_start=1083
-  _globals['_PREDICTIONMETHOD']._serialized_end=1240
+  _globals['_PREDICTIONMETHOD']._serialized_start=2428
+  _globals['_PREDICTIONMETHOD']._serialized_end=2585
   _globals['_CREATEPREDICTIONREQUEST']._serialized_start=65
-  _globals['_CREATEPREDICTIONREQUEST']._serialized_end=234
-  _globals['_CREATEPREDICTIONRESPONSE']._serialized_start=236
-  _globals['_CREATEPREDICTIONRESPONSE']._serialized_end=291
-  _globals['_GETPREDICTIONREQUEST']._serialized_start=293
-  _globals['_GETPREDICTIONREQUEST']._serialized_end=329
-  _globals['_GETPREDICTIONRESPONSE']._serialized_start=331
-  _globals['_GETPREDICTIONRESPONSE']._serialized_end=457
-  _globals['_CANCELPREDICTIONREQUEST']._serialized_start=459
-  _globals['_CANCELPREDICTIONREQUEST']._serialized_end=498
-  _globals['_CANCELPREDICTIONRESPONSE']._serialized_start=500
-  _globals['_CANCELPREDICTIONRESPONSE']._serialized_end=555
-  _globals['_WATCHPREDICTIONREQUEST']._serialized_start=557
-  _globals['_WATCHPREDICTIONREQUEST']._serialized_end=595
-  _globals['_WATCHPREDICTIONRESPONSE']._serialized_start=597
-  _globals['_WATCHPREDICTIONRESPONSE']._serialized_end=651
-  _globals['_PREDICTEDSLICE']._serialized_start=654
-  _globals['_PREDICTEDSLICE']._serialized_end=886
-  _globals['_LISTPREDICTEDSLICESREQUEST']._serialized_start=888
-  _globals['_LISTPREDICTEDSLICESREQUEST']._serialized_end=971
-  _globals['_LISTPREDICTEDSLICESRESPONSE']._serialized_start=973
-  _globals['_LISTPREDICTEDSLICESRESPONSE']._serialized_end=1080
-  _globals['_PREDICTIONSERVICE']._serialized_start=1243
-  _globals['_PREDICTIONSERVICE']._serialized_end=1726
+  _globals['_CREATEPREDICTIONREQUEST']._serialized_end=274
+  _globals['_CREATEPREDICTIONRESPONSE']._serialized_start=276
+  _globals['_CREATEPREDICTIONRESPONSE']._serialized_end=331
+  _globals['_GETPREDICTIONREQUEST']._serialized_start=333
+  _globals['_GETPREDICTIONREQUEST']._serialized_end=369
+  _globals['_GETPREDICTIONRESPONSE']._serialized_start=372
+  _globals['_GETPREDICTIONRESPONSE']._serialized_end=616
+  _globals['_DROPPEDCOMBINATIONS']._serialized_start=618
+  _globals['_DROPPEDCOMBINATIONS']._serialized_end=682
+  _globals['_CANCELPREDICTIONREQUEST']._serialized_start=684
+  _globals['_CANCELPREDICTIONREQUEST']._serialized_end=723
+  _globals['_CANCELPREDICTIONRESPONSE']._serialized_start=725
+  _globals['_CANCELPREDICTIONRESPONSE']._serialized_end=780
+  _globals['_WATCHPREDICTIONREQUEST']._serialized_start=782
+  _globals['_WATCHPREDICTIONREQUEST']._serialized_end=820
+  _globals['_WATCHPREDICTIONRESPONSE']._serialized_start=822
+  _globals['_WATCHPREDICTIONRESPONSE']._serialized_end=876
+  _globals['_PREDICTEDSLICE']._serialized_start=879
+  _globals['_PREDICTEDSLICE']._serialized_end=1215
+  _globals['_LISTPREDICTEDSLICESREQUEST']._serialized_start=1217
+  _globals['_LISTPREDICTEDSLICESREQUEST']._serialized_end=1300
+  _globals['_LISTPREDICTEDSLICESRESPONSE']._serialized_start=1302
+  _globals['_LISTPREDICTEDSLICESRESPONSE']._serialized_end=1409
+  _globals['_VERIFYPREDICTIONSREQUEST']._serialized_start=1412
+  _globals['_VERIFYPREDICTIONSREQUEST']._serialized_end=1559
+  _globals['_VERIFIEDSLICE']._serialized_start=1562
+  _globals['_VERIFIEDSLICE']._serialized_end=1783
+  _globals['_VERIFIEDDROP']._serialized_start=1786
+  _globals['_VERIFIEDDROP']._serialized_end=2003
+  _globals['_VERIFIEDPREDICTION']._serialized_start=2006
+  _globals['_VERIFIEDPREDICTION']._serialized_end=2267
+  _globals['_VERIFYPREDICTIONSRESPONSE']._serialized_start=2270
+  _globals['_VERIFYPREDICTIONSRESPONSE']._serialized_end=2425
+  _globals['_PREDICTIONSERVICE']._serialized_start=2588
+  _globals['_PREDICTIONSERVICE']._serialized_end=3167
 # @@protoc_insertion_point(module_scope)

@@ -28,21 +28,21 @@ class _PredictionMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Pred
     DESCRIPTOR: _descriptor.EnumDescriptor
     PREDICTION_METHOD_UNSPECIFIED: _PredictionMethod.ValueType  # 0
     PREDICTION_METHOD_TAG_SUBSTITUTION: _PredictionMethod.ValueType  # 1
-    """A tag of an error slice is replaced by its nearest neighbour in text embedding space."""
+    """A tag of an error slice is replaced by one of its nearest neighbours in text embedding space."""
     PREDICTION_METHOD_INSTRUCTION: _PredictionMethod.ValueType  # 2
     """A language model names combinations that are likely to fail."""
     PREDICTION_METHOD_PRIOR: _PredictionMethod.ValueType  # 3
-    """Scores of sub-slices and neighbours."""
+    """Unseen combinations by the scores of their sub-slices and neighbours, and by how little they were covered."""
 
 class PredictionMethod(_PredictionMethod, metaclass=_PredictionMethodEnumTypeWrapper): ...
 
 PREDICTION_METHOD_UNSPECIFIED: PredictionMethod.ValueType  # 0
 PREDICTION_METHOD_TAG_SUBSTITUTION: PredictionMethod.ValueType  # 1
-"""A tag of an error slice is replaced by its nearest neighbour in text embedding space."""
+"""A tag of an error slice is replaced by one of its nearest neighbours in text embedding space."""
 PREDICTION_METHOD_INSTRUCTION: PredictionMethod.ValueType  # 2
 """A language model names combinations that are likely to fail."""
 PREDICTION_METHOD_PRIOR: PredictionMethod.ValueType  # 3
-"""Scores of sub-slices and neighbours."""
+"""Unseen combinations by the scores of their sub-slices and neighbours, and by how little they were covered."""
 Global___PredictionMethod: _TypeAlias = PredictionMethod  # noqa: Y015
 
 @_typing.final
@@ -54,6 +54,7 @@ class CreatePredictionRequest(_message.Message):
     METHOD_FIELD_NUMBER: _builtins.int
     MAX_PER_CLASS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PAIR_COUNT_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """datasets/{dataset}"""
     ranking: _builtins.str
@@ -61,8 +62,12 @@ class CreatePredictionRequest(_message.Message):
     method: Global___PredictionMethod.ValueType
     """Tag substitution when unspecified."""
     max_per_class: _builtins.int
-    """Most predicted slices of one class; 20 when absent."""
+    """Most predicted slices that name one class, and most that name none; 20 when absent."""
     request_id: _builtins.str
+    pair_count: _builtins.int
+    """Pairs of each predicted slice, 2 to the most that the ranked slices may have; the class, where it is an attribute, is
+    one of them. When absent: that most for instruction, any number for the prior. Tag substitution takes none.
+    """
     def __init__(
         self,
         *,
@@ -71,14 +76,20 @@ class CreatePredictionRequest(_message.Message):
         method: Global___PredictionMethod.ValueType = ...,
         max_per_class: _builtins.int | None = ...,
         request_id: _builtins.str = ...,
+        pair_count: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_per_class", b"_max_per_class", "max_per_class", b"max_per_class"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_per_class", b"_max_per_class", "_pair_count", b"_pair_count", "max_per_class", b"max_per_class", "pair_count", b"pair_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_per_class", b"_max_per_class", "max_per_class", b"max_per_class", "method", b"method", "parent", b"parent", "ranking", b"ranking", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_per_class", b"_max_per_class", "_pair_count", b"_pair_count", "max_per_class", b"max_per_class", "method", b"method", "pair_count", b"pair_count", "parent", b"parent", "ranking", b"ranking", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_per_class: _TypeAlias = _typing.Literal["max_per_class"]  # noqa: Y015
     _WhichOneofArgType__max_per_class: _TypeAlias = _typing.Literal["_max_per_class", b"_max_per_class"]  # noqa: Y015
+    _WhichOneofReturnType__pair_count: _TypeAlias = _typing.Literal["pair_count"]  # noqa: Y015
+    _WhichOneofArgType__pair_count: _TypeAlias = _typing.Literal["_pair_count", b"_pair_count"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_per_class) -> _WhichOneofReturnType__max_per_class | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pair_count) -> _WhichOneofReturnType__pair_count | None: ...
 
 Global___CreatePredictionRequest: _TypeAlias = CreatePredictionRequest  # noqa: Y015
 
@@ -130,25 +141,60 @@ class GetPredictionResponse(_message.Message):
     JOB_FIELD_NUMBER: _builtins.int
     PREDICTED_SLICE_COUNT_FIELD_NUMBER: _builtins.int
     PROVENANCE_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    QUESTION_COUNT_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
     predicted_slice_count: _builtins.int
+    method: Global___PredictionMethod.ValueType
+    question_count: _builtins.int
+    """Questions that the language model was asked for combinations."""
     @_builtins.property
     def job(self) -> _types_pb2.Job: ...
     @_builtins.property
     def provenance(self) -> _types_pb2.Provenance: ...
+    @_builtins.property
+    def dropped(self) -> _containers.RepeatedCompositeFieldContainer[Global___DroppedCombinations]:
+        """Combinations that it named and that were left out."""
+
     def __init__(
         self,
         *,
         job: _types_pb2.Job | None = ...,
         predicted_slice_count: _builtins.int = ...,
         provenance: _types_pb2.Provenance | None = ...,
+        method: Global___PredictionMethod.ValueType = ...,
+        question_count: _builtins.int = ...,
+        dropped: _abc.Iterable[Global___DroppedCombinations] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "provenance", b"provenance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "predicted_slice_count", b"predicted_slice_count", "provenance", b"provenance"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "job", b"job", "method", b"method", "predicted_slice_count", b"predicted_slice_count", "provenance", b"provenance", "question_count", b"question_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetPredictionResponse: _TypeAlias = GetPredictionResponse  # noqa: Y015
+
+@_typing.final
+class DroppedCombinations(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    COMBINATION_COUNT_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    combination_count: _builtins.int
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        combination_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["combination_count", b"combination_count", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DroppedCombinations: _TypeAlias = DroppedCombinations  # noqa: Y015
 
 @_typing.final
 class CancelPredictionRequest(_message.Message):
@@ -239,12 +285,23 @@ class PredictedSlice(_message.Message):
     ORIGIN_RANKS_FIELD_NUMBER: _builtins.int
     REPLACED_FIELD_NUMBER: _builtins.int
     SIMILARITY_FIELD_NUMBER: _builtins.int
+    KNOWN_COUNT_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    EXPECTED_MEAN_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     score: _builtins.float
     """Larger is more likely to be bad; comparable within one prediction only."""
     method: Global___PredictionMethod.ValueType
     similarity: _builtins.float
     """Cosine of the embeddings of the old tag and the new one."""
+    known_count: _builtins.int
+    """Instances of the ranked split that hold all tags; fewer than the minimum count of its slices. Absent where the
+    prediction was made before they were counted.
+    """
+    target: _builtins.str
+    """Instruction: what the class is expected to be taken for."""
+    expected_mean: _builtins.float
+    """Prior: the mean score to be expected."""
     @_builtins.property
     def tags(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.AttributeTag]: ...
     @_builtins.property
@@ -265,13 +322,25 @@ class PredictedSlice(_message.Message):
         origin_ranks: _abc.Iterable[_builtins.int] | None = ...,
         replaced: _types_pb2.AttributeTag | None = ...,
         similarity: _builtins.float = ...,
+        known_count: _builtins.int | None = ...,
+        target: _builtins.str = ...,
+        expected_mean: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_replaced", b"_replaced", "replaced", b"replaced"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_mean", b"_expected_mean", "_known_count", b"_known_count", "_replaced", b"_replaced", "expected_mean", b"expected_mean", "known_count", b"known_count", "replaced", b"replaced"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_replaced", b"_replaced", "method", b"method", "origin_ranks", b"origin_ranks", "rank", b"rank", "replaced", b"replaced", "score", b"score", "similarity", b"similarity", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_mean", b"_expected_mean", "_known_count", b"_known_count", "_replaced", b"_replaced", "expected_mean", b"expected_mean", "known_count", b"known_count", "method", b"method", "origin_ranks", b"origin_ranks", "rank", b"rank", "replaced", b"replaced", "score", b"score", "similarity", b"similarity", "tags", b"tags", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected_mean: _TypeAlias = _typing.Literal["expected_mean"]  # noqa: Y015
+    _WhichOneofArgType__expected_mean: _TypeAlias = _typing.Literal["_expected_mean", b"_expected_mean"]  # noqa: Y015
+    _WhichOneofReturnType__known_count: _TypeAlias = _typing.Literal["known_count"]  # noqa: Y015
+    _WhichOneofArgType__known_count: _TypeAlias = _typing.Literal["_known_count", b"_known_count"]  # noqa: Y015
     _WhichOneofReturnType__replaced: _TypeAlias = _typing.Literal["replaced"]  # noqa: Y015
     _WhichOneofArgType__replaced: _TypeAlias = _typing.Literal["_replaced", b"_replaced"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_mean) -> _WhichOneofReturnType__expected_mean | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__known_count) -> _WhichOneofReturnType__known_count | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__replaced) -> _WhichOneofReturnType__replaced | None: ...
 
 Global___PredictedSlice: _TypeAlias = PredictedSlice  # noqa: Y015
@@ -324,3 +393,246 @@ class ListPredictedSlicesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListPredictedSlicesResponse: _TypeAlias = ListPredictedSlicesResponse  # noqa: Y015
+
+@_typing.final
+class VerifyPredictionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREDICTIONS_FIELD_NUMBER: _builtins.int
+    TAGGING_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    SPLITS_FIELD_NUMBER: _builtins.int
+    MIN_COUNT_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    tagging: _builtins.str
+    """datasets/{dataset}/taggings/{tagging}, with the schema of the predictions; empty is that of the ranking."""
+    model: _builtins.str
+    """datasets/{dataset}/models/{model}, whose scores are taken; empty is the ranked one."""
+    min_count: _builtins.int
+    """Fewest scored instances of a slice that can be verified; the minimum count of the ranked slices when absent."""
+    seed: _builtins.int
+    """Draws the random combinations."""
+    @_builtins.property
+    def predictions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """datasets/{dataset}/predictions/{prediction}; at most 16, all of one ranking."""
+
+    @_builtins.property
+    def splits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The splits to look at; test when there is none."""
+
+    def __init__(
+        self,
+        *,
+        predictions: _abc.Iterable[_builtins.str] | None = ...,
+        tagging: _builtins.str = ...,
+        model: _builtins.str = ...,
+        splits: _abc.Iterable[_builtins.str] | None = ...,
+        min_count: _builtins.int | None = ...,
+        seed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_count", b"_min_count", "min_count", b"min_count"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_count", b"_min_count", "min_count", b"min_count", "model", b"model", "predictions", b"predictions", "seed", b"seed", "splits", b"splits", "tagging", b"tagging"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__min_count: _TypeAlias = _typing.Literal["min_count"]  # noqa: Y015
+    _WhichOneofArgType__min_count: _TypeAlias = _typing.Literal["_min_count", b"_min_count"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_count) -> _WhichOneofReturnType__min_count | None: ...
+
+Global___VerifyPredictionsRequest: _TypeAlias = VerifyPredictionsRequest  # noqa: Y015
+
+@_typing.final
+class VerifiedSlice(_message.Message):
+    """One predicted slice; numbers are absent where no instance of it is scored."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: _builtins.int
+    SCORED_COUNT_FIELD_NUMBER: _builtins.int
+    MEAN_FIELD_NUMBER: _builtins.int
+    DROP_FIELD_NUMBER: _builtins.int
+    INTERVAL_LOW_FIELD_NUMBER: _builtins.int
+    INTERVAL_HIGH_FIELD_NUMBER: _builtins.int
+    IS_ERROR_SLICE_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    """Rank in its prediction."""
+    scored_count: _builtins.int
+    mean: _builtins.float
+    drop: _builtins.float
+    """Overall mean less the mean."""
+    interval_low: _builtins.float
+    """95% interval of the mean."""
+    interval_high: _builtins.float
+    is_error_slice: _builtins.bool
+    """By the rule for error slices, with the margin of the ranking."""
+    def __init__(
+        self,
+        *,
+        rank: _builtins.int = ...,
+        scored_count: _builtins.int = ...,
+        mean: _builtins.float | None = ...,
+        drop: _builtins.float | None = ...,
+        interval_low: _builtins.float | None = ...,
+        interval_high: _builtins.float | None = ...,
+        is_error_slice: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_drop", b"_drop", "_interval_high", b"_interval_high", "_interval_low", b"_interval_low", "_mean", b"_mean", "drop", b"drop", "interval_high", b"interval_high", "interval_low", b"interval_low", "mean", b"mean"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_drop", b"_drop", "_interval_high", b"_interval_high", "_interval_low", b"_interval_low", "_mean", b"_mean", "drop", b"drop", "interval_high", b"interval_high", "interval_low", b"interval_low", "is_error_slice", b"is_error_slice", "mean", b"mean", "rank", b"rank", "scored_count", b"scored_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__drop: _TypeAlias = _typing.Literal["drop"]  # noqa: Y015
+    _WhichOneofArgType__drop: _TypeAlias = _typing.Literal["_drop", b"_drop"]  # noqa: Y015
+    _WhichOneofReturnType__interval_high: _TypeAlias = _typing.Literal["interval_high"]  # noqa: Y015
+    _WhichOneofArgType__interval_high: _TypeAlias = _typing.Literal["_interval_high", b"_interval_high"]  # noqa: Y015
+    _WhichOneofReturnType__interval_low: _TypeAlias = _typing.Literal["interval_low"]  # noqa: Y015
+    _WhichOneofArgType__interval_low: _TypeAlias = _typing.Literal["_interval_low", b"_interval_low"]  # noqa: Y015
+    _WhichOneofReturnType__mean: _TypeAlias = _typing.Literal["mean"]  # noqa: Y015
+    _WhichOneofArgType__mean: _TypeAlias = _typing.Literal["_mean", b"_mean"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__drop) -> _WhichOneofReturnType__drop | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__interval_high) -> _WhichOneofReturnType__interval_high | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__interval_low) -> _WhichOneofReturnType__interval_low | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mean) -> _WhichOneofReturnType__mean | None: ...
+
+Global___VerifiedSlice: _TypeAlias = VerifiedSlice  # noqa: Y015
+
+@_typing.final
+class VerifiedDrop(_message.Message):
+    """Slices taken together; numbers are absent where there are none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SLICE_COUNT_FIELD_NUMBER: _builtins.int
+    MEAN_DROP_FIELD_NUMBER: _builtins.int
+    INTERVAL_LOW_FIELD_NUMBER: _builtins.int
+    INTERVAL_HIGH_FIELD_NUMBER: _builtins.int
+    ERROR_SLICE_SHARE_FIELD_NUMBER: _builtins.int
+    slice_count: _builtins.int
+    mean_drop: _builtins.float
+    """Mean over the slices of overall mean less mean."""
+    interval_low: _builtins.float
+    """Its 95% interval."""
+    interval_high: _builtins.float
+    error_slice_share: _builtins.float
+    def __init__(
+        self,
+        *,
+        slice_count: _builtins.int = ...,
+        mean_drop: _builtins.float | None = ...,
+        interval_low: _builtins.float | None = ...,
+        interval_high: _builtins.float | None = ...,
+        error_slice_share: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_error_slice_share", b"_error_slice_share", "_interval_high", b"_interval_high", "_interval_low", b"_interval_low", "_mean_drop", b"_mean_drop", "error_slice_share", b"error_slice_share", "interval_high", b"interval_high", "interval_low", b"interval_low", "mean_drop", b"mean_drop"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_error_slice_share", b"_error_slice_share", "_interval_high", b"_interval_high", "_interval_low", b"_interval_low", "_mean_drop", b"_mean_drop", "error_slice_share", b"error_slice_share", "interval_high", b"interval_high", "interval_low", b"interval_low", "mean_drop", b"mean_drop", "slice_count", b"slice_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__error_slice_share: _TypeAlias = _typing.Literal["error_slice_share"]  # noqa: Y015
+    _WhichOneofArgType__error_slice_share: _TypeAlias = _typing.Literal["_error_slice_share", b"_error_slice_share"]  # noqa: Y015
+    _WhichOneofReturnType__interval_high: _TypeAlias = _typing.Literal["interval_high"]  # noqa: Y015
+    _WhichOneofArgType__interval_high: _TypeAlias = _typing.Literal["_interval_high", b"_interval_high"]  # noqa: Y015
+    _WhichOneofReturnType__interval_low: _TypeAlias = _typing.Literal["interval_low"]  # noqa: Y015
+    _WhichOneofArgType__interval_low: _TypeAlias = _typing.Literal["_interval_low", b"_interval_low"]  # noqa: Y015
+    _WhichOneofReturnType__mean_drop: _TypeAlias = _typing.Literal["mean_drop"]  # noqa: Y015
+    _WhichOneofArgType__mean_drop: _TypeAlias = _typing.Literal["_mean_drop", b"_mean_drop"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__error_slice_share) -> _WhichOneofReturnType__error_slice_share | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__interval_high) -> _WhichOneofReturnType__interval_high | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__interval_low) -> _WhichOneofReturnType__interval_low | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mean_drop) -> _WhichOneofReturnType__mean_drop | None: ...
+
+Global___VerifiedDrop: _TypeAlias = VerifiedDrop  # noqa: Y015
+
+@_typing.final
+class VerifiedPrediction(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREDICTION_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    PAIR_COUNTS_FIELD_NUMBER: _builtins.int
+    PREDICTED_SLICE_COUNT_FIELD_NUMBER: _builtins.int
+    VERIFIED_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
+    SLICES_FIELD_NUMBER: _builtins.int
+    prediction: _builtins.str
+    """datasets/{dataset}/predictions/{prediction}"""
+    method: Global___PredictionMethod.ValueType
+    predicted_slice_count: _builtins.int
+    @_builtins.property
+    def pair_counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Numbers of pairs of its slices, ascending."""
+
+    @_builtins.property
+    def verified(self) -> Global___VerifiedDrop:
+        """Its slices that have enough scored instances."""
+
+    @_builtins.property
+    def base(self) -> Global___VerifiedDrop:
+        """Random combinations that the ranked split did not show either, with enough scored instances, and with each number of
+        pairs as often as the verified slices have it.
+        """
+
+    @_builtins.property
+    def slices(self) -> _containers.RepeatedCompositeFieldContainer[Global___VerifiedSlice]:
+        """In rank order."""
+
+    def __init__(
+        self,
+        *,
+        prediction: _builtins.str = ...,
+        method: Global___PredictionMethod.ValueType = ...,
+        pair_counts: _abc.Iterable[_builtins.int] | None = ...,
+        predicted_slice_count: _builtins.int = ...,
+        verified: Global___VerifiedDrop | None = ...,
+        base: Global___VerifiedDrop | None = ...,
+        slices: _abc.Iterable[Global___VerifiedSlice] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "verified", b"verified"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "method", b"method", "pair_counts", b"pair_counts", "predicted_slice_count", b"predicted_slice_count", "prediction", b"prediction", "slices", b"slices", "verified", b"verified"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifiedPrediction: _TypeAlias = VerifiedPrediction  # noqa: Y015
+
+@_typing.final
+class VerifyPredictionsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREDICTIONS_FIELD_NUMBER: _builtins.int
+    OVERALL_MEAN_FIELD_NUMBER: _builtins.int
+    SCORED_COUNT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    TAGGING_FIELD_NUMBER: _builtins.int
+    overall_mean: _builtins.float
+    """Over the scored instances of the splits."""
+    scored_count: _builtins.int
+    model: _builtins.str
+    """datasets/{dataset}/models/{model}"""
+    tagging: _builtins.str
+    """datasets/{dataset}/taggings/{tagging}"""
+    @_builtins.property
+    def predictions(self) -> _containers.RepeatedCompositeFieldContainer[Global___VerifiedPrediction]:
+        """In the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        predictions: _abc.Iterable[Global___VerifiedPrediction] | None = ...,
+        overall_mean: _builtins.float = ...,
+        scored_count: _builtins.int = ...,
+        model: _builtins.str = ...,
+        tagging: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "overall_mean", b"overall_mean", "predictions", b"predictions", "scored_count", b"scored_count", "tagging", b"tagging"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyPredictionsResponse: _TypeAlias = VerifyPredictionsResponse  # noqa: Y015

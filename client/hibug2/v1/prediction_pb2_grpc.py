@@ -60,6 +60,11 @@ class PredictionServiceStub:
                 request_serializer=hibug2_dot_v1_dot_prediction__pb2.ListPredictedSlicesRequest.SerializeToString,
                 response_deserializer=hibug2_dot_v1_dot_prediction__pb2.ListPredictedSlicesResponse.FromString,
                 _registered_method=True)
+        self.VerifyPredictions = channel.unary_unary(
+                '/hibug2.v1.PredictionService/VerifyPredictions',
+                request_serializer=hibug2_dot_v1_dot_prediction__pb2.VerifyPredictionsRequest.SerializeToString,
+                response_deserializer=hibug2_dot_v1_dot_prediction__pb2.VerifyPredictionsResponse.FromString,
+                _registered_method=True)
 
 
 class PredictionServiceServicer:
@@ -96,6 +101,13 @@ class PredictionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def VerifyPredictions(self, request, context):
+        """What other data says of predictions, beside random unseen combinations (the paper's Table 1).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PredictionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -123,6 +135,11 @@ def add_PredictionServiceServicer_to_server(servicer, server):
                     servicer.ListPredictedSlices,
                     request_deserializer=hibug2_dot_v1_dot_prediction__pb2.ListPredictedSlicesRequest.FromString,
                     response_serializer=hibug2_dot_v1_dot_prediction__pb2.ListPredictedSlicesResponse.SerializeToString,
+            ),
+            'VerifyPredictions': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyPredictions,
+                    request_deserializer=hibug2_dot_v1_dot_prediction__pb2.VerifyPredictionsRequest.FromString,
+                    response_serializer=hibug2_dot_v1_dot_prediction__pb2.VerifyPredictionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -261,6 +278,33 @@ class PredictionService:
             '/hibug2.v1.PredictionService/ListPredictedSlices',
             hibug2_dot_v1_dot_prediction__pb2.ListPredictedSlicesRequest.SerializeToString,
             hibug2_dot_v1_dot_prediction__pb2.ListPredictedSlicesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyPredictions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hibug2.v1.PredictionService/VerifyPredictions',
+            hibug2_dot_v1_dot_prediction__pb2.VerifyPredictionsRequest.SerializeToString,
+            hibug2_dot_v1_dot_prediction__pb2.VerifyPredictionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,6 +38,8 @@ class PredictionServiceStub:
     CancelPrediction: _grpc.UnaryUnaryMultiCallable[_prediction_pb2.CancelPredictionRequest, _prediction_pb2.CancelPredictionResponse]
     WatchPrediction: _grpc.UnaryStreamMultiCallable[_prediction_pb2.WatchPredictionRequest, _prediction_pb2.WatchPredictionResponse]
     ListPredictedSlices: _grpc.UnaryUnaryMultiCallable[_prediction_pb2.ListPredictedSlicesRequest, _prediction_pb2.ListPredictedSlicesResponse]
+    VerifyPredictions: _grpc.UnaryUnaryMultiCallable[_prediction_pb2.VerifyPredictionsRequest, _prediction_pb2.VerifyPredictionsResponse]
+    """What other data says of predictions, beside random unseen combinations (the paper's Table 1)."""
 
 @_typing.type_check_only
 class PredictionServiceAsyncStub(PredictionServiceStub):
@@ -49,6 +51,8 @@ class PredictionServiceAsyncStub(PredictionServiceStub):
     CancelPrediction: _aio.UnaryUnaryMultiCallable[_prediction_pb2.CancelPredictionRequest, _prediction_pb2.CancelPredictionResponse]  # type: ignore[assignment]
     WatchPrediction: _aio.UnaryStreamMultiCallable[_prediction_pb2.WatchPredictionRequest, _prediction_pb2.WatchPredictionResponse]  # type: ignore[assignment]
     ListPredictedSlices: _aio.UnaryUnaryMultiCallable[_prediction_pb2.ListPredictedSlicesRequest, _prediction_pb2.ListPredictedSlicesResponse]  # type: ignore[assignment]
+    VerifyPredictions: _aio.UnaryUnaryMultiCallable[_prediction_pb2.VerifyPredictionsRequest, _prediction_pb2.VerifyPredictionsResponse]  # type: ignore[assignment]
+    """What other data says of predictions, beside random unseen combinations (the paper's Table 1)."""
 
 class PredictionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Slices thought to be bad that the data does not show (paper 4.2)."""
@@ -87,5 +91,13 @@ class PredictionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _prediction_pb2.ListPredictedSlicesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_prediction_pb2.ListPredictedSlicesResponse, _abc.Awaitable[_prediction_pb2.ListPredictedSlicesResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def VerifyPredictions(
+        self,
+        request: _prediction_pb2.VerifyPredictionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_prediction_pb2.VerifyPredictionsResponse, _abc.Awaitable[_prediction_pb2.VerifyPredictionsResponse]]:
+        """What other data says of predictions, beside random unseen combinations (the paper's Table 1)."""
 
 def add_PredictionServiceServicer_to_server(servicer: PredictionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -31,6 +31,24 @@ class _SelectionMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Selec
     """Pool instances of the error slices with the lowest mean first."""
     SELECTION_METHOD_RANDOM: _SelectionMethod.ValueType  # 2
     """A seeded random draw of the same size."""
+    SELECTION_METHOD_DROP_SUPPORT: _SelectionMethod.ValueType  # 3
+    """Those of the error slices first that take most from the score: the drop times the instances."""
+    SELECTION_METHOD_P_VALUE: _SelectionMethod.ValueType  # 4
+    """Those of the error slices with the smallest p-value first."""
+    SELECTION_METHOD_SINGLE_ATTRIBUTE: _SelectionMethod.ValueType  # 5
+    """Lowest mean first, of error slices with a single pair only, as HiBug knows them."""
+    SELECTION_METHOD_SLICES_AND_MARGIN: _SelectionMethod.ValueType  # 6
+    """The error slices of each family's clearest member take in turn what the model is least sure of, by the margin
+    between its two most probable classes; an instance matches by either class. Needs probabilities.
+    """
+    SELECTION_METHOD_LEAST_CONFIDENCE: _SelectionMethod.ValueType  # 7
+    """Smallest confidence first, whatever the slices; needs confidence or probabilities."""
+    SELECTION_METHOD_MARGIN: _SelectionMethod.ValueType  # 8
+    """Smallest difference of the two largest probabilities first."""
+    SELECTION_METHOD_ENTROPY: _SelectionMethod.ValueType  # 9
+    """Largest entropy of the probabilities first."""
+    SELECTION_METHOD_K_CENTER: _SelectionMethod.ValueType  # 10
+    """Farthest first from the validation instances and from what is picked (greedy core-set)."""
 
 class SelectionMethod(_SelectionMethod, metaclass=_SelectionMethodEnumTypeWrapper): ...
 
@@ -39,7 +57,106 @@ SELECTION_METHOD_LOWEST_MEAN: SelectionMethod.ValueType  # 1
 """Pool instances of the error slices with the lowest mean first."""
 SELECTION_METHOD_RANDOM: SelectionMethod.ValueType  # 2
 """A seeded random draw of the same size."""
+SELECTION_METHOD_DROP_SUPPORT: SelectionMethod.ValueType  # 3
+"""Those of the error slices first that take most from the score: the drop times the instances."""
+SELECTION_METHOD_P_VALUE: SelectionMethod.ValueType  # 4
+"""Those of the error slices with the smallest p-value first."""
+SELECTION_METHOD_SINGLE_ATTRIBUTE: SelectionMethod.ValueType  # 5
+"""Lowest mean first, of error slices with a single pair only, as HiBug knows them."""
+SELECTION_METHOD_SLICES_AND_MARGIN: SelectionMethod.ValueType  # 6
+"""The error slices of each family's clearest member take in turn what the model is least sure of, by the margin
+between its two most probable classes; an instance matches by either class. Needs probabilities.
+"""
+SELECTION_METHOD_LEAST_CONFIDENCE: SelectionMethod.ValueType  # 7
+"""Smallest confidence first, whatever the slices; needs confidence or probabilities."""
+SELECTION_METHOD_MARGIN: SelectionMethod.ValueType  # 8
+"""Smallest difference of the two largest probabilities first."""
+SELECTION_METHOD_ENTROPY: SelectionMethod.ValueType  # 9
+"""Largest entropy of the probabilities first."""
+SELECTION_METHOD_K_CENTER: SelectionMethod.ValueType  # 10
+"""Farthest first from the validation instances and from what is picked (greedy core-set)."""
 Global___SelectionMethod: _TypeAlias = SelectionMethod  # noqa: Y015
+
+class _RepairGroup:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RepairGroupEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RepairGroup.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REPAIR_GROUP_UNSPECIFIED: _RepairGroup.ValueType  # 0
+    REPAIR_GROUP_OVERALL: _RepairGroup.ValueType  # 1
+    REPAIR_GROUP_FAILING: _RepairGroup.ValueType  # 2
+    """In an error slice."""
+    REPAIR_GROUP_OTHER: _RepairGroup.ValueType  # 3
+    """In none."""
+    REPAIR_GROUP_MATCHING: _RepairGroup.ValueType  # 4
+    """In a repaired slice."""
+    REPAIR_GROUP_OVERLAPPING: _RepairGroup.ValueType  # 5
+    """Else in an error slice that shares a pair with a repaired one."""
+    REPAIR_GROUP_NON_OVERLAPPING: _RepairGroup.ValueType  # 6
+    """Else in an error slice."""
+
+class RepairGroup(_RepairGroup, metaclass=_RepairGroupEnumTypeWrapper): ...
+
+REPAIR_GROUP_UNSPECIFIED: RepairGroup.ValueType  # 0
+REPAIR_GROUP_OVERALL: RepairGroup.ValueType  # 1
+REPAIR_GROUP_FAILING: RepairGroup.ValueType  # 2
+"""In an error slice."""
+REPAIR_GROUP_OTHER: RepairGroup.ValueType  # 3
+"""In none."""
+REPAIR_GROUP_MATCHING: RepairGroup.ValueType  # 4
+"""In a repaired slice."""
+REPAIR_GROUP_OVERLAPPING: RepairGroup.ValueType  # 5
+"""Else in an error slice that shares a pair with a repaired one."""
+REPAIR_GROUP_NON_OVERLAPPING: RepairGroup.ValueType  # 6
+"""Else in an error slice."""
+Global___RepairGroup: _TypeAlias = RepairGroup  # noqa: Y015
+
+@_typing.final
+class SelectionOptions(_message.Message):
+    """What a selection may hold, and how its slices are asked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLASS_QUOTA_FIELD_NUMBER: _builtins.int
+    EXCLUDED_INSTANCE_IDS_FIELD_NUMBER: _builtins.int
+    WITHOUT_NEAR_COPIES_FIELD_NUMBER: _builtins.int
+    SPREAD_FIELD_NUMBER: _builtins.int
+    ONE_PER_FAMILY_FIELD_NUMBER: _builtins.int
+    EMBEDDINGS_URI_FIELD_NUMBER: _builtins.int
+    class_quota: _builtins.int
+    """Most picks of one class, as the model predicts it; 0 for no limit. Classification only."""
+    without_near_copies: _builtins.bool
+    """Leave out images that are near-copies of one picked before, by their pixels. Opens each image that is picked."""
+    spread: _builtins.bool
+    """Slices take one instance each, in turn, instead of all. Classification only."""
+    one_per_family: _builtins.bool
+    """Of slices with nearly the same instances ask the clearest only."""
+    embeddings_uri: _builtins.str
+    """For k-center: a Parquet file with instance_id and embedding (a list of numbers) of the pool and, where known, of
+    the validation instances, below a prefix that images may be read from. Without it instances lie apart by their tags.
+    """
+    @_builtins.property
+    def excluded_instance_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Never picked; for instance what is being labelled already."""
+
+    def __init__(
+        self,
+        *,
+        class_quota: _builtins.int = ...,
+        excluded_instance_ids: _abc.Iterable[_builtins.str] | None = ...,
+        without_near_copies: _builtins.bool = ...,
+        spread: _builtins.bool = ...,
+        one_per_family: _builtins.bool = ...,
+        embeddings_uri: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["class_quota", b"class_quota", "embeddings_uri", b"embeddings_uri", "excluded_instance_ids", b"excluded_instance_ids", "one_per_family", b"one_per_family", "spread", b"spread", "without_near_copies", b"without_near_copies"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SelectionOptions: _TypeAlias = SelectionOptions  # noqa: Y015
 
 @_typing.final
 class CreateSelectionRequest(_message.Message):
@@ -52,6 +169,8 @@ class CreateSelectionRequest(_message.Message):
     SPLIT_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    RIVAL_METHODS_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """datasets/{dataset}"""
     ranking: _builtins.str
@@ -64,6 +183,12 @@ class CreateSelectionRequest(_message.Message):
     """The split to pick from; empty is pool."""
     seed: _builtins.int
     request_id: _builtins.str
+    @_builtins.property
+    def options(self) -> Global___SelectionOptions: ...
+    @_builtins.property
+    def rival_methods(self) -> _containers.RepeatedScalarFieldContainer[Global___SelectionMethod.ValueType]:
+        """Methods that pick beside, for comparison: each as many as `method` found, under the same options."""
+
     def __init__(
         self,
         *,
@@ -74,10 +199,12 @@ class CreateSelectionRequest(_message.Message):
         split: _builtins.str = ...,
         seed: _builtins.int = ...,
         request_id: _builtins.str = ...,
+        options: Global___SelectionOptions | None = ...,
+        rival_methods: _abc.Iterable[Global___SelectionMethod.ValueType] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "method", b"method", "parent", b"parent", "ranking", b"ranking", "request_id", b"request_id", "seed", b"seed", "split", b"split"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "method", b"method", "options", b"options", "parent", b"parent", "ranking", b"ranking", "request_id", b"request_id", "rival_methods", b"rival_methods", "seed", b"seed", "split", b"split"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -134,15 +261,25 @@ class GetSelectionResponse(_message.Message):
     POOL_COUNT_FIELD_NUMBER: _builtins.int
     UNMATCHED_SLICE_COUNT_FIELD_NUMBER: _builtins.int
     PROVENANCE_FIELD_NUMBER: _builtins.int
+    METHODS_FIELD_NUMBER: _builtins.int
+    NEAR_COPY_COUNT_FIELD_NUMBER: _builtins.int
+    UNREADABLE_COUNT_FIELD_NUMBER: _builtins.int
     method: Global___SelectionMethod.ValueType
     pick_count: _builtins.int
     pool_count: _builtins.int
     unmatched_slice_count: _builtins.int
     """Error slices that match no instance of the pool."""
+    near_copy_count: _builtins.int
+    """Images that were passed over: near-copies of a pick, and those that could not be read."""
+    unreadable_count: _builtins.int
     @_builtins.property
     def job(self) -> _types_pb2.Job: ...
     @_builtins.property
     def provenance(self) -> _types_pb2.Provenance: ...
+    @_builtins.property
+    def methods(self) -> _containers.RepeatedCompositeFieldContainer[Global___MethodPicks]:
+        """By method, the selection's own first."""
+
     def __init__(
         self,
         *,
@@ -152,14 +289,49 @@ class GetSelectionResponse(_message.Message):
         pool_count: _builtins.int = ...,
         unmatched_slice_count: _builtins.int = ...,
         provenance: _types_pb2.Provenance | None = ...,
+        methods: _abc.Iterable[Global___MethodPicks] | None = ...,
+        near_copy_count: _builtins.int = ...,
+        unreadable_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "provenance", b"provenance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "method", b"method", "pick_count", b"pick_count", "pool_count", b"pool_count", "provenance", b"provenance", "unmatched_slice_count", b"unmatched_slice_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "method", b"method", "methods", b"methods", "near_copy_count", b"near_copy_count", "pick_count", b"pick_count", "pool_count", b"pool_count", "provenance", b"provenance", "unmatched_slice_count", b"unmatched_slice_count", "unreadable_count", b"unreadable_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetSelectionResponse: _TypeAlias = GetSelectionResponse  # noqa: Y015
+
+@_typing.final
+class MethodPicks(_message.Message):
+    """What a method picked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METHOD_FIELD_NUMBER: _builtins.int
+    PICK_COUNT_FIELD_NUMBER: _builtins.int
+    SHARED_COUNT_FIELD_NUMBER: _builtins.int
+    MATCHING_COUNT_FIELD_NUMBER: _builtins.int
+    method: Global___SelectionMethod.ValueType
+    pick_count: _builtins.int
+    shared_count: _builtins.int
+    """Picks that the selection's own method made, too."""
+    matching_count: _builtins.int
+    """Picks that match an error slice by the class that the model predicts."""
+    def __init__(
+        self,
+        *,
+        method: Global___SelectionMethod.ValueType = ...,
+        pick_count: _builtins.int = ...,
+        shared_count: _builtins.int = ...,
+        matching_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["matching_count", b"matching_count", "method", b"method", "pick_count", b"pick_count", "shared_count", b"shared_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MethodPicks: _TypeAlias = MethodPicks  # noqa: Y015
 
 @_typing.final
 class CancelSelectionRequest(_message.Message):
@@ -241,7 +413,9 @@ Global___WatchSelectionResponse: _TypeAlias = WatchSelectionResponse  # noqa: Y0
 
 @_typing.final
 class Pick(_message.Message):
-    """One picked instance and why it was picked."""
+    """One picked instance and why it was picked. In detection and pose a pick is an image with all its objects, and the
+    instance is the object of it that the worst slice asked for.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -249,11 +423,27 @@ class Pick(_message.Message):
     IMAGE_URI_FIELD_NUMBER: _builtins.int
     SLICE_RANK_FIELD_NUMBER: _builtins.int
     SLICE_MEAN_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    POOL_INDEX_FIELD_NUMBER: _builtins.int
+    PREDICTED_LABEL_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     image_uri: _builtins.str
     slice_rank: _builtins.int
-    """Rank of the error slice that asked for it; 0 for a random pick."""
+    """Rank of the error slice that asked for it; 0 where the method does not go by slices."""
     slice_mean: _builtins.float
+    pool_index: _builtins.int
+    """Position among the instances of the split, in detection and pose among its images, in the order they were added."""
+    predicted_label: _builtins.str
+    """The class that the model predicts, where it was given."""
+    value: _builtins.float
+    """By what the method ordered: the mean over the image's objects of the mean of their slices, in classification the
+    slice's mean; else the confidence, the margin or the entropy. Not set for random and k-center.
+    """
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.AttributeTag]:
+        """The pairs of that slice."""
+
     def __init__(
         self,
         *,
@@ -261,12 +451,18 @@ class Pick(_message.Message):
         image_uri: _builtins.str = ...,
         slice_rank: _builtins.int = ...,
         slice_mean: _builtins.float = ...,
+        tags: _abc.Iterable[_types_pb2.AttributeTag] | None = ...,
+        pool_index: _builtins.int = ...,
+        predicted_label: _builtins.str = ...,
+        value: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_uri", b"image_uri", "instance_id", b"instance_id", "slice_mean", b"slice_mean", "slice_rank", b"slice_rank"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "image_uri", b"image_uri", "instance_id", b"instance_id", "pool_index", b"pool_index", "predicted_label", b"predicted_label", "slice_mean", b"slice_mean", "slice_rank", b"slice_rank", "tags", b"tags", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
+    _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__value) -> _WhichOneofReturnType__value | None: ...
 
 Global___Pick: _TypeAlias = Pick  # noqa: Y015
 
@@ -277,20 +473,24 @@ class ListPicksRequest(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """datasets/{dataset}/selections/{selection}"""
     page_size: _builtins.int
     page_token: _builtins.str
+    method: Global___SelectionMethod.ValueType
+    """One of the selection's methods; its own when unspecified."""
     def __init__(
         self,
         *,
         parent: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        method: Global___SelectionMethod.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["method", b"method", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -320,6 +520,107 @@ class ListPicksResponse(_message.Message):
 Global___ListPicksResponse: _TypeAlias = ListPicksResponse  # noqa: Y015
 
 @_typing.final
+class ListDataNeedsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    WANTED_COUNT_FIELD_NUMBER: _builtins.int
+    SPLIT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """datasets/{dataset}/rankings/{ranking}"""
+    wanted_count: _builtins.int
+    """Pool instances that a slice should have; 0 is the minimum count of the enumeration."""
+    split: _builtins.str
+    """The split that is the pool; empty is pool. It may be empty of instances."""
+    page_size: _builtins.int
+    page_token: _builtins.str
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        wanted_count: _builtins.int = ...,
+        split: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "split", b"split", "wanted_count", b"wanted_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDataNeedsRequest: _TypeAlias = ListDataNeedsRequest  # noqa: Y015
+
+@_typing.final
+class DataNeed(_message.Message):
+    """Data to collect for one error slice."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SLICE_RANK_FIELD_NUMBER: _builtins.int
+    SLICE_MEAN_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    POOL_COUNT_FIELD_NUMBER: _builtins.int
+    MISSING_COUNT_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    slice_rank: _builtins.int
+    slice_mean: _builtins.float
+    pool_count: _builtins.int
+    missing_count: _builtins.int
+    description: _builtins.str
+    """What to collect, for a person."""
+    prompt: _builtins.str
+    """For an image generator."""
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.AttributeTag]: ...
+    def __init__(
+        self,
+        *,
+        slice_rank: _builtins.int = ...,
+        slice_mean: _builtins.float = ...,
+        tags: _abc.Iterable[_types_pb2.AttributeTag] | None = ...,
+        pool_count: _builtins.int = ...,
+        missing_count: _builtins.int = ...,
+        description: _builtins.str = ...,
+        prompt: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "missing_count", b"missing_count", "pool_count", b"pool_count", "prompt", b"prompt", "slice_mean", b"slice_mean", "slice_rank", b"slice_rank", "tags", b"tags"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DataNeed: _TypeAlias = DataNeed  # noqa: Y015
+
+@_typing.final
+class ListDataNeedsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NEEDS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    @_builtins.property
+    def needs(self) -> _containers.RepeatedCompositeFieldContainer[Global___DataNeed]:
+        """The worst slice first. Of slices with nearly the same instances only the clearest is there."""
+
+    def __init__(
+        self,
+        *,
+        needs: _abc.Iterable[Global___DataNeed] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["needs", b"needs", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDataNeedsResponse: _TypeAlias = ListDataNeedsResponse  # noqa: Y015
+
+@_typing.final
 class ComparedModel(_message.Message):
     """A model that was trained with a selection."""
 
@@ -327,19 +628,23 @@ class ComparedModel(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     SELECTION_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """datasets/{dataset}/models/{model}"""
     selection: _builtins.str
     """datasets/{dataset}/selections/{selection}"""
+    method: Global___SelectionMethod.ValueType
+    """The one of its methods that the model was trained with; its own when unspecified."""
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         selection: _builtins.str = ...,
+        method: Global___SelectionMethod.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "selection", b"selection"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["method", b"method", "model", b"model", "selection", b"selection"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -352,26 +657,82 @@ class CompareRepairRequest(_message.Message):
     RANKING_FIELD_NUMBER: _builtins.int
     COMPARED_MODELS_FIELD_NUMBER: _builtins.int
     SPLIT_FIELD_NUMBER: _builtins.int
+    REPAIRED_RANKS_FIELD_NUMBER: _builtins.int
     ranking: _builtins.str
     """datasets/{dataset}/rankings/{ranking}"""
     split: _builtins.str
     """The split whose scores are compared; empty is test."""
     @_builtins.property
     def compared_models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ComparedModel]: ...
+    @_builtins.property
+    def repaired_ranks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Ranks of the error slices that were to be repaired, 1 for the worst. With them the failing instances are parted:
+        those that match, those of other error slices that share a pair with one of them, and the rest.
+        """
+
     def __init__(
         self,
         *,
         ranking: _builtins.str = ...,
         compared_models: _abc.Iterable[Global___ComparedModel] | None = ...,
         split: _builtins.str = ...,
+        repaired_ranks: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compared_models", b"compared_models", "ranking", b"ranking", "split", b"split"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compared_models", b"compared_models", "ranking", b"ranking", "repaired_ranks", b"repaired_ranks", "split", b"split"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CompareRepairRequest: _TypeAlias = CompareRepairRequest  # noqa: Y015
+
+@_typing.final
+class GroupOutcome(_message.Message):
+    """How a model does on a group of instances."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    SCORED_COUNT_FIELD_NUMBER: _builtins.int
+    MEAN_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    CHANGE_LOW_FIELD_NUMBER: _builtins.int
+    CHANGE_HIGH_FIELD_NUMBER: _builtins.int
+    group: Global___RepairGroup.ValueType
+    scored_count: _builtins.int
+    mean: _builtins.float
+    change: _builtins.float
+    """Against the ranked model on the same instances, with a 95% interval; not set for the ranked model."""
+    change_low: _builtins.float
+    change_high: _builtins.float
+    def __init__(
+        self,
+        *,
+        group: Global___RepairGroup.ValueType = ...,
+        scored_count: _builtins.int = ...,
+        mean: _builtins.float = ...,
+        change: _builtins.float | None = ...,
+        change_low: _builtins.float | None = ...,
+        change_high: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_change", b"_change", "_change_high", b"_change_high", "_change_low", b"_change_low", "change", b"change", "change_high", b"change_high", "change_low", b"change_low"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_change", b"_change", "_change_high", b"_change_high", "_change_low", b"_change_low", "change", b"change", "change_high", b"change_high", "change_low", b"change_low", "group", b"group", "mean", b"mean", "scored_count", b"scored_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__change: _TypeAlias = _typing.Literal["change"]  # noqa: Y015
+    _WhichOneofArgType__change: _TypeAlias = _typing.Literal["_change", b"_change"]  # noqa: Y015
+    _WhichOneofReturnType__change_high: _TypeAlias = _typing.Literal["change_high"]  # noqa: Y015
+    _WhichOneofArgType__change_high: _TypeAlias = _typing.Literal["_change_high", b"_change_high"]  # noqa: Y015
+    _WhichOneofReturnType__change_low: _TypeAlias = _typing.Literal["change_low"]  # noqa: Y015
+    _WhichOneofArgType__change_low: _TypeAlias = _typing.Literal["_change_low", b"_change_low"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__change) -> _WhichOneofReturnType__change | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__change_high) -> _WhichOneofReturnType__change_high | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__change_low) -> _WhichOneofReturnType__change_low | None: ...
+
+Global___GroupOutcome: _TypeAlias = GroupOutcome  # noqa: Y015
 
 @_typing.final
 class RepairOutcome(_message.Message):
@@ -386,6 +747,7 @@ class RepairOutcome(_message.Message):
     OVERALL_MEAN_FIELD_NUMBER: _builtins.int
     FAILING_MEAN_FIELD_NUMBER: _builtins.int
     OTHER_MEAN_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     selection: _builtins.str
     """Empty for the model that was ranked, which was trained without picks."""
@@ -394,6 +756,10 @@ class RepairOutcome(_message.Message):
     overall_mean: _builtins.float
     failing_mean: _builtins.float
     other_mean: _builtins.float
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupOutcome]:
+        """Groups without a scored instance are left out."""
+
     def __init__(
         self,
         *,
@@ -404,10 +770,11 @@ class RepairOutcome(_message.Message):
         overall_mean: _builtins.float = ...,
         failing_mean: _builtins.float | None = ...,
         other_mean: _builtins.float | None = ...,
+        groups: _abc.Iterable[Global___GroupOutcome] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_failing_mean", b"_failing_mean", "_other_mean", b"_other_mean", "failing_mean", b"failing_mean", "other_mean", b"other_mean"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_failing_mean", b"_failing_mean", "_other_mean", b"_other_mean", "added_count", b"added_count", "failing_mean", b"failing_mean", "method", b"method", "model", b"model", "other_mean", b"other_mean", "overall_mean", b"overall_mean", "selection", b"selection"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_failing_mean", b"_failing_mean", "_other_mean", b"_other_mean", "added_count", b"added_count", "failing_mean", b"failing_mean", "groups", b"groups", "method", b"method", "model", b"model", "other_mean", b"other_mean", "overall_mean", b"overall_mean", "selection", b"selection"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__failing_mean: _TypeAlias = _typing.Literal["failing_mean"]  # noqa: Y015
     _WhichOneofArgType__failing_mean: _TypeAlias = _typing.Literal["_failing_mean", b"_failing_mean"]  # noqa: Y015

@@ -60,6 +60,11 @@ class RepairServiceStub:
                 request_serializer=hibug2_dot_v1_dot_repair__pb2.ListPicksRequest.SerializeToString,
                 response_deserializer=hibug2_dot_v1_dot_repair__pb2.ListPicksResponse.FromString,
                 _registered_method=True)
+        self.ListDataNeeds = channel.unary_unary(
+                '/hibug2.v1.RepairService/ListDataNeeds',
+                request_serializer=hibug2_dot_v1_dot_repair__pb2.ListDataNeedsRequest.SerializeToString,
+                response_deserializer=hibug2_dot_v1_dot_repair__pb2.ListDataNeedsResponse.FromString,
+                _registered_method=True)
         self.CompareRepair = channel.unary_unary(
                 '/hibug2.v1.RepairService/CompareRepair',
                 request_serializer=hibug2_dot_v1_dot_repair__pb2.CompareRepairRequest.SerializeToString,
@@ -101,6 +106,13 @@ class RepairServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDataNeeds(self, request, context):
+        """The error slices that the pool has too little of: what to collect, in words and as prompts for an image generator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CompareRepair(self, request, context):
         """What training with a selection brought: scores on held-out instances, before and after.
         """
@@ -135,6 +147,11 @@ def add_RepairServiceServicer_to_server(servicer, server):
                     servicer.ListPicks,
                     request_deserializer=hibug2_dot_v1_dot_repair__pb2.ListPicksRequest.FromString,
                     response_serializer=hibug2_dot_v1_dot_repair__pb2.ListPicksResponse.SerializeToString,
+            ),
+            'ListDataNeeds': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDataNeeds,
+                    request_deserializer=hibug2_dot_v1_dot_repair__pb2.ListDataNeedsRequest.FromString,
+                    response_serializer=hibug2_dot_v1_dot_repair__pb2.ListDataNeedsResponse.SerializeToString,
             ),
             'CompareRepair': grpc.unary_unary_rpc_method_handler(
                     servicer.CompareRepair,
@@ -278,6 +295,33 @@ class RepairService:
             '/hibug2.v1.RepairService/ListPicks',
             hibug2_dot_v1_dot_repair__pb2.ListPicksRequest.SerializeToString,
             hibug2_dot_v1_dot_repair__pb2.ListPicksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDataNeeds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hibug2.v1.RepairService/ListDataNeeds',
+            hibug2_dot_v1_dot_repair__pb2.ListDataNeedsRequest.SerializeToString,
+            hibug2_dot_v1_dot_repair__pb2.ListDataNeedsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,6 +38,8 @@ class RepairServiceStub:
     CancelSelection: _grpc.UnaryUnaryMultiCallable[_repair_pb2.CancelSelectionRequest, _repair_pb2.CancelSelectionResponse]
     WatchSelection: _grpc.UnaryStreamMultiCallable[_repair_pb2.WatchSelectionRequest, _repair_pb2.WatchSelectionResponse]
     ListPicks: _grpc.UnaryUnaryMultiCallable[_repair_pb2.ListPicksRequest, _repair_pb2.ListPicksResponse]
+    ListDataNeeds: _grpc.UnaryUnaryMultiCallable[_repair_pb2.ListDataNeedsRequest, _repair_pb2.ListDataNeedsResponse]
+    """The error slices that the pool has too little of: what to collect, in words and as prompts for an image generator."""
     CompareRepair: _grpc.UnaryUnaryMultiCallable[_repair_pb2.CompareRepairRequest, _repair_pb2.CompareRepairResponse]
     """What training with a selection brought: scores on held-out instances, before and after."""
 
@@ -51,6 +53,8 @@ class RepairServiceAsyncStub(RepairServiceStub):
     CancelSelection: _aio.UnaryUnaryMultiCallable[_repair_pb2.CancelSelectionRequest, _repair_pb2.CancelSelectionResponse]  # type: ignore[assignment]
     WatchSelection: _aio.UnaryStreamMultiCallable[_repair_pb2.WatchSelectionRequest, _repair_pb2.WatchSelectionResponse]  # type: ignore[assignment]
     ListPicks: _aio.UnaryUnaryMultiCallable[_repair_pb2.ListPicksRequest, _repair_pb2.ListPicksResponse]  # type: ignore[assignment]
+    ListDataNeeds: _aio.UnaryUnaryMultiCallable[_repair_pb2.ListDataNeedsRequest, _repair_pb2.ListDataNeedsResponse]  # type: ignore[assignment]
+    """The error slices that the pool has too little of: what to collect, in words and as prompts for an image generator."""
     CompareRepair: _aio.UnaryUnaryMultiCallable[_repair_pb2.CompareRepairRequest, _repair_pb2.CompareRepairResponse]  # type: ignore[assignment]
     """What training with a selection brought: scores on held-out instances, before and after."""
 
@@ -91,6 +95,14 @@ class RepairServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _repair_pb2.ListPicksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_repair_pb2.ListPicksResponse, _abc.Awaitable[_repair_pb2.ListPicksResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListDataNeeds(
+        self,
+        request: _repair_pb2.ListDataNeedsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_repair_pb2.ListDataNeedsResponse, _abc.Awaitable[_repair_pb2.ListDataNeedsResponse]]:
+        """The error slices that the pool has too little of: what to collect, in words and as prompts for an image generator."""
 
     @_abc_1.abstractmethod
     def CompareRepair(

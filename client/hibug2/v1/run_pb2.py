@@ -27,51 +27,57 @@ from hibug2.v1 import repair_pb2 as hibug2_dot_v1_dot_repair__pb2
 from hibug2.v1 import types_pb2 as hibug2_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13hibug2/v1/run.proto\x12\thibug2.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x16hibug2/v1/repair.proto\x1a\x15hibug2/v1/types.proto\"\xcc\x01\n\rRunParameters\x12\x16\n\tmax_depth\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x16\n\tmin_count\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x13\n\x06margin\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x13\n\x06\x62udget\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x0c\n\x04seed\x18\x05 \x01(\x03\x12\r\n\x05split\x18\x06 \x01(\t\x12\x12\n\npool_split\x18\x07 \x01(\tB\x0c\n\n_max_depthB\x0c\n\n_min_countB\t\n\x07_marginB\t\n\x07_budget\"\x83\x01\n\x04Step\x12!\n\x04kind\x18\x01 \x01(\x0e\x32\x13.hibug2.v1.StepKind\x12\x1b\n\x03job\x18\x02 \x01(\x0b\x32\x0e.hibug2.v1.Job\x12*\n\x07\x65lapsed\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07skipped\x18\x04 \x01(\t\"\xe0\x02\n\x03Run\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06schema\x18\x04 \x01(\t\x12,\n\nparameters\x18\x05 \x01(\x0b\x32\x18.hibug2.v1.RunParameters\x12\x1b\n\x03job\x18\x06 \x01(\x0b\x32\x0e.hibug2.v1.Job\x12\x1e\n\x05steps\x18\x07 \x03(\x0b\x32\x0f.hibug2.v1.Step\x12\x0f\n\x07tagging\x18\x08 \x01(\t\x12\x13\n\x0b\x65numeration\x18\t \x01(\t\x12\x0f\n\x07ranking\x18\n \x01(\t\x12\x12\n\nprediction\x18\x0b \x01(\t\x12\x12\n\nselections\x18\x0c \x03(\t\x12&\n\x07summary\x18\r \x01(\x0b\x32\x15.hibug2.v1.RunSummary\x12)\n\nprovenance\x18\x0e \x01(\x0b\x32\x15.hibug2.v1.Provenance\"\x8c\x02\n\nRunSummary\x12\x14\n\x0coverall_mean\x18\x01 \x01(\x01\x12\x16\n\x0einstance_count\x18\x02 \x01(\x03\x12\x13\n\x0bslice_count\x18\x03 \x01(\x03\x12\x19\n\x11\x65rror_slice_count\x18\x04 \x01(\x03\x12\x1d\n\x15predicted_slice_count\x18\x05 \x01(\x03\x12\x12\n\npick_count\x18\x06 \x01(\x03\x12\x1f\n\x17significant_slice_count\x18\x07 \x01(\x03\x12\x14\n\x0c\x66\x61mily_count\x18\x08 \x01(\x03\x12\x1f\n\x12\x65xpected_by_chance\x18\t \x01(\x01H\x00\x88\x01\x01\x42\x15\n\x13_expected_by_chance\"\x84\x01\n\x10\x43reateRunRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06schema\x18\x03 \x01(\t\x12,\n\nparameters\x18\x04 \x01(\x0b\x32\x18.hibug2.v1.RunParameters\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"0\n\x11\x43reateRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Run\"\x1d\n\rGetRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"-\n\x0eGetRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Run\"I\n\x0fListRunsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x03 \x01(\t\"I\n\x10ListRunsResponse\x12\x1c\n\x04runs\x18\x01 \x03(\x0b\x32\x0e.hibug2.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x10\x43\x61ncelRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"0\n\x11\x43\x61ncelRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Run\" \n\x10ResumeRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"0\n\x11ResumeRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Run\"\x1f\n\x0fWatchRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"/\n\x10WatchRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Run\"T\n\x11ReadReportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x31\n\x0f\x63ompared_models\x18\x02 \x03(\x0b\x32\x18.hibug2.v1.ComparedModel\"\"\n\x12ReadReportResponse\x12\x0c\n\x04html\x18\x01 \x01(\x0c*\xcd\x01\n\x08StepKind\x12\x19\n\x15STEP_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10STEP_KIND_SCHEMA\x10\x01\x12\x15\n\x11STEP_KIND_TAGGING\x10\x02\x12\x19\n\x15STEP_KIND_ENUMERATION\x10\x03\x12\x15\n\x11STEP_KIND_RANKING\x10\x04\x12\x18\n\x14STEP_KIND_PREDICTION\x10\x05\x12\x17\n\x13STEP_KIND_SELECTION\x10\x06\x12\x14\n\x10STEP_KIND_REPORT\x10\x07\x32\xfc\x03\n\nRunService\x12\x46\n\tCreateRun\x12\x1b.hibug2.v1.CreateRunRequest\x1a\x1c.hibug2.v1.CreateRunResponse\x12=\n\x06GetRun\x12\x18.hibug2.v1.GetRunRequest\x1a\x19.hibug2.v1.GetRunResponse\x12\x43\n\x08ListRuns\x12\x1a.hibug2.v1.ListRunsRequest\x1a\x1b.hibug2.v1.ListRunsResponse\x12\x46\n\tCancelRun\x12\x1b.hibug2.v1.CancelRunRequest\x1a\x1c.hibug2.v1.CancelRunResponse\x12\x46\n\tResumeRun\x12\x1b.hibug2.v1.ResumeRunRequest\x1a\x1c.hibug2.v1.ResumeRunResponse\x12\x45\n\x08WatchRun\x12\x1a.hibug2.v1.WatchRunRequest\x1a\x1b.hibug2.v1.WatchRunResponse0\x01\x12K\n\nReadReport\x12\x1c.hibug2.v1.ReadReportRequest\x1a\x1d.hibug2.v1.ReadReportResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13hibug2/v1/run.proto\x12\thibug2.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x16hibug2/v1/repair.proto\x1a\x15hibug2/v1/types.proto\"\xf0\x01\n\rRunParameters\x12\x16\n\tmax_depth\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x16\n\tmin_count\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x13\n\x06margin\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x13\n\x06\x62udget\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x0c\n\x04seed\x18\x05 \x01(\x03\x12\r\n\x05split\x18\x06 \x01(\t\x12\x12\n\npool_split\x18\x07 \x01(\t\x12\x15\n\x08max_cost\x18\x08 \x01(\x01H\x04\x88\x01\x01\x42\x0c\n\n_max_depthB\x0c\n\n_min_countB\t\n\x07_marginB\t\n\x07_budgetB\x0b\n\t_max_cost\"\x83\x01\n\x04Step\x12!\n\x04kind\x18\x01 \x01(\x0e\x32\x13.hibug2.v1.StepKind\x12\x1b\n\x03job\x18\x02 \x01(\x0b\x32\x0e.hibug2.v1.Job\x12*\n\x07\x65lapsed\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07skipped\x18\x04 \x01(\t\"\xe0\x02\n\x03Run\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06schema\x18\x04 \x01(\t\x12,\n\nparameters\x18\x05 \x01(\x0b\x32\x18.hibug2.v1.RunParameters\x12\x1b\n\x03job\x18\x06 \x01(\x0b\x32\x0e.hibug2.v1.Job\x12\x1e\n\x05steps\x18\x07 \x03(\x0b\x32\x0f.hibug2.v1.Step\x12\x0f\n\x07tagging\x18\x08 \x01(\t\x12\x13\n\x0b\x65numeration\x18\t \x01(\t\x12\x0f\n\x07ranking\x18\n \x01(\t\x12\x12\n\nprediction\x18\x0b \x01(\t\x12\x12\n\nselections\x18\x0c \x03(\t\x12&\n\x07summary\x18\r \x01(\x0b\x32\x15.hibug2.v1.RunSummary\x12)\n\nprovenance\x18\x0e \x01(\x0b\x32\x15.hibug2.v1.Provenance\"\x8c\x02\n\nRunSummary\x12\x14\n\x0coverall_mean\x18\x01 \x01(\x01\x12\x16\n\x0einstance_count\x18\x02 \x01(\x03\x12\x13\n\x0bslice_count\x18\x03 \x01(\x03\x12\x19\n\x11\x65rror_slice_count\x18\x04 \x01(\x03\x12\x1d\n\x15predicted_slice_count\x18\x05 \x01(\x03\x12\x12\n\npick_count\x18\x06 \x01(\x03\x12\x1f\n\x17significant_slice_count\x18\x07 \x01(\x03\x12\x14\n\x0c\x66\x61mily_count\x18\x08 \x01(\x03\x12\x1f\n\x12\x65xpected_by_chance\x18\t \x01(\x01H\x00\x88\x01\x01\x42\x15\n\x13_expected_by_chance\"\x84\x01\n\x10\x43reateRunRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06schema\x18\x03 \x01(\t\x12,\n\nparameters\x18\x04 \x01(\x0b\x32\x18.hibug2.v1.RunParameters\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"0\n\x11\x43reateRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Run\"\x1d\n\rGetRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"-\n\x0eGetRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Run\"I\n\x0fListRunsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x03 \x01(\t\"I\n\x10ListRunsResponse\x12\x1c\n\x04runs\x18\x01 \x03(\x0b\x32\x0e.hibug2.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x10\x43\x61ncelRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"0\n\x11\x43\x61ncelRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Run\"D\n\x10ResumeRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\x08max_cost\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x0b\n\t_max_cost\"0\n\x11ResumeRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Run\"5\n\x12\x45stimateRunRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x0e\n\x06schema\x18\x02 \x01(\t\"d\n\x0cStepEstimate\x12!\n\x04kind\x18\x01 \x01(\x0e\x32\x13.hibug2.v1.StepKind\x12\x1d\n\x04\x63ost\x18\x02 \x01(\x0b\x32\x0f.hibug2.v1.Cost\x12\x12\n\nassumption\x18\x03 \x01(\t\"]\n\x13\x45stimateRunResponse\x12&\n\x05steps\x18\x01 \x03(\x0b\x32\x17.hibug2.v1.StepEstimate\x12\x1e\n\x05total\x18\x02 \x01(\x0b\x32\x0f.hibug2.v1.Cost\"\x1f\n\x0fWatchRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"/\n\x10WatchRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Run\"T\n\x11ReadReportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x31\n\x0f\x63ompared_models\x18\x02 \x03(\x0b\x32\x18.hibug2.v1.ComparedModel\"\"\n\x12ReadReportResponse\x12\x0c\n\x04html\x18\x01 \x01(\x0c*\xcd\x01\n\x08StepKind\x12\x19\n\x15STEP_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10STEP_KIND_SCHEMA\x10\x01\x12\x15\n\x11STEP_KIND_TAGGING\x10\x02\x12\x19\n\x15STEP_KIND_ENUMERATION\x10\x03\x12\x15\n\x11STEP_KIND_RANKING\x10\x04\x12\x18\n\x14STEP_KIND_PREDICTION\x10\x05\x12\x17\n\x13STEP_KIND_SELECTION\x10\x06\x12\x14\n\x10STEP_KIND_REPORT\x10\x07\x32\xca\x04\n\nRunService\x12\x46\n\tCreateRun\x12\x1b.hibug2.v1.CreateRunRequest\x1a\x1c.hibug2.v1.CreateRunResponse\x12=\n\x06GetRun\x12\x18.hibug2.v1.GetRunRequest\x1a\x19.hibug2.v1.GetRunResponse\x12\x43\n\x08ListRuns\x12\x1a.hibug2.v1.ListRunsRequest\x1a\x1b.hibug2.v1.ListRunsResponse\x12\x46\n\tCancelRun\x12\x1b.hibug2.v1.CancelRunRequest\x1a\x1c.hibug2.v1.CancelRunResponse\x12\x46\n\tResumeRun\x12\x1b.hibug2.v1.ResumeRunRequest\x1a\x1c.hibug2.v1.ResumeRunResponse\x12\x45\n\x08WatchRun\x12\x1a.hibug2.v1.WatchRunRequest\x1a\x1b.hibug2.v1.WatchRunResponse0\x01\x12L\n\x0b\x45stimateRun\x12\x1d.hibug2.v1.EstimateRunRequest\x1a\x1e.hibug2.v1.EstimateRunResponse\x12K\n\nReadReport\x12\x1c.hibug2.v1.ReadReportRequest\x1a\x1d.hibug2.v1.ReadReportResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hibug2.v1.run_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STEPKIND']._serialized_start=1866
-  _globals['_STEPKIND']._serialized_end=2071
+  _globals['_STEPKIND']._serialized_start=2190
+  _globals['_STEPKIND']._serialized_end=2395
   _globals['_RUNPARAMETERS']._serialized_start=114
-  _globals['_RUNPARAMETERS']._serialized_end=318
-  _globals['_STEP']._serialized_start=321
-  _globals['_STEP']._serialized_end=452
-  _globals['_RUN']._serialized_start=455
-  _globals['_RUN']._serialized_end=807
-  _globals['_RUNSUMMARY']._serialized_start=810
-  _globals['_RUNSUMMARY']._serialized_end=1078
-  _globals['_CREATERUNREQUEST']._serialized_start=1081
-  _globals['_CREATERUNREQUEST']._serialized_end=1213
-  _globals['_CREATERUNRESPONSE']._serialized_start=1215
-  _globals['_CREATERUNRESPONSE']._serialized_end=1263
-  _globals['_GETRUNREQUEST']._serialized_start=1265
-  _globals['_GETRUNREQUEST']._serialized_end=1294
-  _globals['_GETRUNRESPONSE']._serialized_start=1296
-  _globals['_GETRUNRESPONSE']._serialized_end=1341
-  _globals['_LISTRUNSREQUEST']._serialized_start=1343
-  _globals['_LISTRUNSREQUEST']._serialized_end=1416
-  _globals['_LISTRUNSRESPONSE']._serialized_start=1418
-  _globals['_LISTRUNSRESPONSE']._serialized_end=1491
-  _globals['_CANCELRUNREQUEST']._serialized_start=1493
-  _globals['_CANCELRUNREQUEST']._serialized_end=1525
-  _globals['_CANCELRUNRESPONSE']._serialized_start=1527
-  _globals['_CANCELRUNRESPONSE']._serialized_end=1575
-  _globals['_RESUMERUNREQUEST']._serialized_start=1577
-  _globals['_RESUMERUNREQUEST']._serialized_end=1609
-  _globals['_RESUMERUNRESPONSE']._serialized_start=1611
-  _globals['_RESUMERUNRESPONSE']._serialized_end=1659
-  _globals['_WATCHRUNREQUEST']._serialized_start=1661
-  _globals['_WATCHRUNREQUEST']._serialized_end=1692
-  _globals['_WATCHRUNRESPONSE']._serialized_start=1694
-  _globals['_WATCHRUNRESPONSE']._serialized_end=1741
-  _globals['_READREPORTREQUEST']._serialized_start=1743
-  _globals['_READREPORTREQUEST']._serialized_end=1827
-  _globals['_READREPORTRESPONSE']._serialized_start=1829
-  _globals['_READREPORTRESPONSE']._serialized_end=1863
-  _globals['_RUNSERVICE']._serialized_start=2074
-  _globals['_RUNSERVICE']._serialized_end=2582
+  _globals['_RUNPARAMETERS']._serialized_end=354
+  _globals['_STEP']._serialized_start=357
+  _globals['_STEP']._serialized_end=488
+  _globals['_RUN']._serialized_start=491
+  _globals['_RUN']._serialized_end=843
+  _globals['_RUNSUMMARY']._serialized_start=846
+  _globals['_RUNSUMMARY']._serialized_end=1114
+  _globals['_CREATERUNREQUEST']._serialized_start=1117
+  _globals['_CREATERUNREQUEST']._serialized_end=1249
+  _globals['_CREATERUNRESPONSE']._serialized_start=1251
+  _globals['_CREATERUNRESPONSE']._serialized_end=1299
+  _globals['_GETRUNREQUEST']._serialized_start=1301
+  _globals['_GETRUNREQUEST']._serialized_end=1330
+  _globals['_GETRUNRESPONSE']._serialized_start=1332
+  _globals['_GETRUNRESPONSE']._serialized_end=1377
+  _globals['_LISTRUNSREQUEST']._serialized_start=1379
+  _globals['_LISTRUNSREQUEST']._serialized_end=1452
+  _globals['_LISTRUNSRESPONSE']._serialized_start=1454
+  _globals['_LISTRUNSRESPONSE']._serialized_end=1527
+  _globals['_CANCELRUNREQUEST']._serialized_start=1529
+  _globals['_CANCELRUNREQUEST']._serialized_end=1561
+  _globals['_CANCELRUNRESPONSE']._serialized_start=1563
+  _globals['_CANCELRUNRESPONSE']._serialized_end=1611
+  _globals['_RESUMERUNREQUEST']._serialized_start=1613
+  _globals['_RESUMERUNREQUEST']._serialized_end=1681
+  _globals['_RESUMERUNRESPONSE']._serialized_start=1683
+  _globals['_RESUMERUNRESPONSE']._serialized_end=1731
+  _globals['_ESTIMATERUNREQUEST']._serialized_start=1733
+  _globals['_ESTIMATERUNREQUEST']._serialized_end=1786
+  _globals['_STEPESTIMATE']._serialized_start=1788
+  _globals['_STEPESTIMATE']._serialized_end=1888
+  _globals['_ESTIMATERUNRESPONSE']._serialized_start=1890
+  _globals['_ESTIMATERUNRESPONSE']._serialized_end=1983
+  _globals['_WATCHRUNREQUEST']._serialized_start=1985
+  _globals['_WATCHRUNREQUEST']._serialized_end=2016
+  _globals['_WATCHRUNRESPONSE']._serialized_start=2018
+  _globals['_WATCHRUNRESPONSE']._serialized_end=2065
+  _globals['_READREPORTREQUEST']._serialized_start=2067
+  _globals['_READREPORTREQUEST']._serialized_end=2151
+  _globals['_READREPORTRESPONSE']._serialized_start=2153
+  _globals['_READREPORTRESPONSE']._serialized_end=2187
+  _globals['_RUNSERVICE']._serialized_start=2398
+  _globals['_RUNSERVICE']._serialized_end=2984
 # @@protoc_insertion_point(module_scope)

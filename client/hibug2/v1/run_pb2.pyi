@@ -60,6 +60,7 @@ class RunParameters(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     SPLIT_FIELD_NUMBER: _builtins.int
     POOL_SPLIT_FIELD_NUMBER: _builtins.int
+    MAX_COST_FIELD_NUMBER: _builtins.int
     max_depth: _builtins.int
     """Most pairs of a slice (D); 3 when absent."""
     min_count: _builtins.int
@@ -73,6 +74,10 @@ class RunParameters(_message.Message):
     """The split that is debugged; empty is validation."""
     pool_split: _builtins.str
     """The split to pick repair data from; empty is pool."""
+    max_cost: _builtins.float
+    """The most that the run may spend on language models, in the currency of the model's price; no limit when absent.
+    When it is reached the run pauses, and goes on when it is resumed with more.
+    """
     def __init__(
         self,
         *,
@@ -83,15 +88,18 @@ class RunParameters(_message.Message):
         seed: _builtins.int = ...,
         split: _builtins.str = ...,
         pool_split: _builtins.str = ...,
+        max_cost: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_budget", b"_budget", "_margin", b"_margin", "_max_depth", b"_max_depth", "_min_count", b"_min_count", "budget", b"budget", "margin", b"margin", "max_depth", b"max_depth", "min_count", b"min_count"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_budget", b"_budget", "_margin", b"_margin", "_max_cost", b"_max_cost", "_max_depth", b"_max_depth", "_min_count", b"_min_count", "budget", b"budget", "margin", b"margin", "max_cost", b"max_cost", "max_depth", b"max_depth", "min_count", b"min_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_budget", b"_budget", "_margin", b"_margin", "_max_depth", b"_max_depth", "_min_count", b"_min_count", "budget", b"budget", "margin", b"margin", "max_depth", b"max_depth", "min_count", b"min_count", "pool_split", b"pool_split", "seed", b"seed", "split", b"split"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_budget", b"_budget", "_margin", b"_margin", "_max_cost", b"_max_cost", "_max_depth", b"_max_depth", "_min_count", b"_min_count", "budget", b"budget", "margin", b"margin", "max_cost", b"max_cost", "max_depth", b"max_depth", "min_count", b"min_count", "pool_split", b"pool_split", "seed", b"seed", "split", b"split"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__budget: _TypeAlias = _typing.Literal["budget"]  # noqa: Y015
     _WhichOneofArgType__budget: _TypeAlias = _typing.Literal["_budget", b"_budget"]  # noqa: Y015
     _WhichOneofReturnType__margin: _TypeAlias = _typing.Literal["margin"]  # noqa: Y015
     _WhichOneofArgType__margin: _TypeAlias = _typing.Literal["_margin", b"_margin"]  # noqa: Y015
+    _WhichOneofReturnType__max_cost: _TypeAlias = _typing.Literal["max_cost"]  # noqa: Y015
+    _WhichOneofArgType__max_cost: _TypeAlias = _typing.Literal["_max_cost", b"_max_cost"]  # noqa: Y015
     _WhichOneofReturnType__max_depth: _TypeAlias = _typing.Literal["max_depth"]  # noqa: Y015
     _WhichOneofArgType__max_depth: _TypeAlias = _typing.Literal["_max_depth", b"_max_depth"]  # noqa: Y015
     _WhichOneofReturnType__min_count: _TypeAlias = _typing.Literal["min_count"]  # noqa: Y015
@@ -100,6 +108,8 @@ class RunParameters(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__budget) -> _WhichOneofReturnType__budget | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__margin) -> _WhichOneofReturnType__margin | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_cost) -> _WhichOneofReturnType__max_cost | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_depth) -> _WhichOneofReturnType__max_depth | None: ...
     @_typing.overload
@@ -442,17 +452,23 @@ class ResumeRunRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    MAX_COST_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    max_cost: _builtins.float
+    """Takes the place of the run's max_cost."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        max_cost: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_cost", b"_max_cost", "max_cost", b"max_cost"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_cost", b"_max_cost", "max_cost", b"max_cost", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__max_cost: _TypeAlias = _typing.Literal["max_cost"]  # noqa: Y015
+    _WhichOneofArgType__max_cost: _TypeAlias = _typing.Literal["_max_cost", b"_max_cost"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_cost) -> _WhichOneofReturnType__max_cost | None: ...
 
 Global___ResumeRunRequest: _TypeAlias = ResumeRunRequest  # noqa: Y015
 
@@ -475,6 +491,85 @@ class ResumeRunResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResumeRunResponse: _TypeAlias = ResumeRunResponse  # noqa: Y015
+
+@_typing.final
+class EstimateRunRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: _builtins.int
+    SCHEMA_FIELD_NUMBER: _builtins.int
+    dataset: _builtins.str
+    """datasets/{dataset}"""
+    schema: _builtins.str
+    """datasets/{dataset}/schemas/{schema}; the current one, or a new one, when empty."""
+    def __init__(
+        self,
+        *,
+        dataset: _builtins.str = ...,
+        schema: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "schema", b"schema"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EstimateRunRequest: _TypeAlias = EstimateRunRequest  # noqa: Y015
+
+@_typing.final
+class StepEstimate(_message.Message):
+    """What one step would ask of a language model, as far as can be said before."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
+    ASSUMPTION_FIELD_NUMBER: _builtins.int
+    kind: Global___StepKind.ValueType
+    assumption: _builtins.str
+    """What the estimate takes for granted, in words."""
+    @_builtins.property
+    def cost(self) -> _types_pb2.Cost: ...
+    def __init__(
+        self,
+        *,
+        kind: Global___StepKind.ValueType = ...,
+        cost: _types_pb2.Cost | None = ...,
+        assumption: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assumption", b"assumption", "cost", b"cost", "kind", b"kind"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepEstimate: _TypeAlias = StepEstimate  # noqa: Y015
+
+@_typing.final
+class EstimateRunResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEPS_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepEstimate]:
+        """The steps that ask a language model; none where all is measured or there already."""
+
+    @_builtins.property
+    def total(self) -> _types_pb2.Cost: ...
+    def __init__(
+        self,
+        *,
+        steps: _abc.Iterable[Global___StepEstimate] | None = ...,
+        total: _types_pb2.Cost | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["total", b"total"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["steps", b"steps", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EstimateRunResponse: _TypeAlias = EstimateRunResponse  # noqa: Y015
 
 @_typing.final
 class WatchRunRequest(_message.Message):

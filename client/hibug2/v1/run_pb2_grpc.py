@@ -65,6 +65,11 @@ class RunServiceStub:
                 request_serializer=hibug2_dot_v1_dot_run__pb2.WatchRunRequest.SerializeToString,
                 response_deserializer=hibug2_dot_v1_dot_run__pb2.WatchRunResponse.FromString,
                 _registered_method=True)
+        self.EstimateRun = channel.unary_unary(
+                '/hibug2.v1.RunService/EstimateRun',
+                request_serializer=hibug2_dot_v1_dot_run__pb2.EstimateRunRequest.SerializeToString,
+                response_deserializer=hibug2_dot_v1_dot_run__pb2.EstimateRunResponse.FromString,
+                _registered_method=True)
         self.ReadReport = channel.unary_stream(
                 '/hibug2.v1.RunService/ReadReport',
                 request_serializer=hibug2_dot_v1_dot_run__pb2.ReadReportRequest.SerializeToString,
@@ -101,7 +106,7 @@ class RunServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ResumeRun(self, request, context):
-        """Goes on with a run that failed, was cancelled or lost its gateway; done steps are kept.
+        """Goes on with a run that failed, paused, was cancelled or lost its gateway; done steps are kept.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,6 +114,13 @@ class RunServiceServicer:
 
     def WatchRun(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EstimateRun(self, request, context):
+        """What a run would ask of language models, before it is started.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -152,6 +164,11 @@ def add_RunServiceServicer_to_server(servicer, server):
                     servicer.WatchRun,
                     request_deserializer=hibug2_dot_v1_dot_run__pb2.WatchRunRequest.FromString,
                     response_serializer=hibug2_dot_v1_dot_run__pb2.WatchRunResponse.SerializeToString,
+            ),
+            'EstimateRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.EstimateRun,
+                    request_deserializer=hibug2_dot_v1_dot_run__pb2.EstimateRunRequest.FromString,
+                    response_serializer=hibug2_dot_v1_dot_run__pb2.EstimateRunResponse.SerializeToString,
             ),
             'ReadReport': grpc.unary_stream_rpc_method_handler(
                     servicer.ReadReport,
@@ -322,6 +339,33 @@ class RunService:
             '/hibug2.v1.RunService/WatchRun',
             hibug2_dot_v1_dot_run__pb2.WatchRunRequest.SerializeToString,
             hibug2_dot_v1_dot_run__pb2.WatchRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EstimateRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hibug2.v1.RunService/EstimateRun',
+            hibug2_dot_v1_dot_run__pb2.EstimateRunRequest.SerializeToString,
+            hibug2_dot_v1_dot_run__pb2.EstimateRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

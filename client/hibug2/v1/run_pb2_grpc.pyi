@@ -38,8 +38,10 @@ class RunServiceStub:
     ListRuns: _grpc.UnaryUnaryMultiCallable[_run_pb2.ListRunsRequest, _run_pb2.ListRunsResponse]
     CancelRun: _grpc.UnaryUnaryMultiCallable[_run_pb2.CancelRunRequest, _run_pb2.CancelRunResponse]
     ResumeRun: _grpc.UnaryUnaryMultiCallable[_run_pb2.ResumeRunRequest, _run_pb2.ResumeRunResponse]
-    """Goes on with a run that failed, was cancelled or lost its gateway; done steps are kept."""
+    """Goes on with a run that failed, paused, was cancelled or lost its gateway; done steps are kept."""
     WatchRun: _grpc.UnaryStreamMultiCallable[_run_pb2.WatchRunRequest, _run_pb2.WatchRunResponse]
+    EstimateRun: _grpc.UnaryUnaryMultiCallable[_run_pb2.EstimateRunRequest, _run_pb2.EstimateRunResponse]
+    """What a run would ask of language models, before it is started."""
     ReadReport: _grpc.UnaryStreamMultiCallable[_run_pb2.ReadReportRequest, _run_pb2.ReadReportResponse]
     """The report as one self-contained HTML file."""
 
@@ -53,8 +55,10 @@ class RunServiceAsyncStub(RunServiceStub):
     ListRuns: _aio.UnaryUnaryMultiCallable[_run_pb2.ListRunsRequest, _run_pb2.ListRunsResponse]  # type: ignore[assignment]
     CancelRun: _aio.UnaryUnaryMultiCallable[_run_pb2.CancelRunRequest, _run_pb2.CancelRunResponse]  # type: ignore[assignment]
     ResumeRun: _aio.UnaryUnaryMultiCallable[_run_pb2.ResumeRunRequest, _run_pb2.ResumeRunResponse]  # type: ignore[assignment]
-    """Goes on with a run that failed, was cancelled or lost its gateway; done steps are kept."""
+    """Goes on with a run that failed, paused, was cancelled or lost its gateway; done steps are kept."""
     WatchRun: _aio.UnaryStreamMultiCallable[_run_pb2.WatchRunRequest, _run_pb2.WatchRunResponse]  # type: ignore[assignment]
+    EstimateRun: _aio.UnaryUnaryMultiCallable[_run_pb2.EstimateRunRequest, _run_pb2.EstimateRunResponse]  # type: ignore[assignment]
+    """What a run would ask of language models, before it is started."""
     ReadReport: _aio.UnaryStreamMultiCallable[_run_pb2.ReadReportRequest, _run_pb2.ReadReportResponse]  # type: ignore[assignment]
     """The report as one self-contained HTML file."""
 
@@ -95,7 +99,7 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _run_pb2.ResumeRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_run_pb2.ResumeRunResponse, _abc.Awaitable[_run_pb2.ResumeRunResponse]]:
-        """Goes on with a run that failed, was cancelled or lost its gateway; done steps are kept."""
+        """Goes on with a run that failed, paused, was cancelled or lost its gateway; done steps are kept."""
 
     @_abc_1.abstractmethod
     def WatchRun(
@@ -103,6 +107,14 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _run_pb2.WatchRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_run_pb2.WatchRunResponse], _abc.AsyncIterator[_run_pb2.WatchRunResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def EstimateRun(
+        self,
+        request: _run_pb2.EstimateRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_pb2.EstimateRunResponse, _abc.Awaitable[_run_pb2.EstimateRunResponse]]:
+        """What a run would ask of language models, before it is started."""
 
     @_abc_1.abstractmethod
     def ReadReport(

@@ -58,6 +58,7 @@ class Slice(_message.Message):
     TAGS_FIELD_NUMBER: _builtins.int
     INSTANCE_COUNT_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
+    DOUBTFUL_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """Position in the ranking, from 1; 0 for slices of an enumeration."""
     instance_count: _builtins.int
@@ -66,6 +67,10 @@ class Slice(_message.Message):
     def tags(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.AttributeTag]: ...
     @_builtins.property
     def score(self) -> Global___SliceScore: ...
+    @_builtins.property
+    def doubtful(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Attributes of the slice whose tags a check found not to be relied on (TaggingService.CreateTagCheck)."""
+
     def __init__(
         self,
         *,
@@ -73,10 +78,11 @@ class Slice(_message.Message):
         tags: _abc.Iterable[_types_pb2.AttributeTag] | None = ...,
         instance_count: _builtins.int = ...,
         score: Global___SliceScore | None = ...,
+        doubtful: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "score", b"score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "instance_count", b"instance_count", "rank", b"rank", "score", b"score", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "doubtful", b"doubtful", "instance_count", b"instance_count", "rank", b"rank", "score", b"score", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
     _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015
@@ -227,7 +233,8 @@ class ListSlicesRequest(_message.Message):
     page_token: _builtins.str
     filter: _builtins.str
     """Terms joined by AND over depth, count, mean, drop, parent_drop, error_share, p_value, q_value, family (with
-    < <= > >= =), attribute, tag and class (with =): count >= 20 AND q_value <= 0.05 AND tag = "dark".
+    < <= > >= =), attribute, tag and class (with =): count >= 20 AND q_value <= 0.05 AND tag = "dark". `doubtful`
+    counts the doubtful attributes of a slice.
     """
     order_by: _builtins.str
     """A field, then "desc" when the largest comes first: "error_share desc". Rank when empty."""
@@ -299,7 +306,7 @@ Global___ReadSlicesRequest: _TypeAlias = ReadSlicesRequest  # noqa: Y015
 
 @_typing.final
 class ReadSlicesResponse(_message.Message):
-    """An Arrow IPC stream, a batch of at most 1 MiB a message."""
+    """An Arrow IPC stream, a batch of at most 1 MiB a message. Its column `doubtful`, a list of strings, is as in Slice."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -22,40 +22,89 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from hibug2.v1 import types_pb2 as hibug2_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17hibug2/v1/tagging.proto\x12\thibug2.v1\x1a\x15hibug2/v1/types.proto\"Z\n\x14\x43reateTaggingRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06schema\x18\x02 \x01(\t\x12\x0e\n\x06splits\x18\x03 \x03(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"4\n\x15\x43reateTaggingResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\"X\n\x11\x41ttributeCoverage\x12\x11\n\tattribute\x18\x01 \x01(\t\x12\x15\n\runknown_count\x18\x02 \x01(\x03\x12\x19\n\x11not_visible_count\x18\x03 \x01(\x03\"!\n\x11GetTaggingRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x8d\x01\n\x12GetTaggingResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\x12\x16\n\x0einstance_count\x18\x02 \x01(\x03\x12\x12\n\ndead_count\x18\x03 \x01(\x03\x12.\n\x08\x63overage\x18\x04 \x03(\x0b\x32\x1c.hibug2.v1.AttributeCoverage\"$\n\x14\x43\x61ncelTaggingRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"4\n\x15\x43\x61ncelTaggingResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\"#\n\x13WatchTaggingRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"3\n\x14WatchTaggingResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\"\x13\n\x11GetBacklogRequest\">\n\x12GetBacklogResponse\x12\x11\n\tlag_count\x18\x01 \x01(\x03\x12\x15\n\rpending_count\x18\x02 \x01(\x03\"`\n\x0bTaggingItem\x12\x0c\n\x04team\x18\x01 \x01(\t\x12\x0f\n\x07tagging\x18\x02 \x01(\t\x12\x0c\n\x04part\x18\x03 \x01(\x03\x12\x11\n\tfirst_row\x18\x04 \x01(\x03\x12\x11\n\trow_count\x18\x05 \x01(\x03\x32\xa1\x03\n\x0eTaggingService\x12R\n\rCreateTagging\x12\x1f.hibug2.v1.CreateTaggingRequest\x1a .hibug2.v1.CreateTaggingResponse\x12I\n\nGetTagging\x12\x1c.hibug2.v1.GetTaggingRequest\x1a\x1d.hibug2.v1.GetTaggingResponse\x12R\n\rCancelTagging\x12\x1f.hibug2.v1.CancelTaggingRequest\x1a .hibug2.v1.CancelTaggingResponse\x12Q\n\x0cWatchTagging\x12\x1e.hibug2.v1.WatchTaggingRequest\x1a\x1f.hibug2.v1.WatchTaggingResponse0\x01\x12I\n\nGetBacklog\x12\x1c.hibug2.v1.GetBacklogRequest\x1a\x1d.hibug2.v1.GetBacklogResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17hibug2/v1/tagging.proto\x12\thibug2.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15hibug2/v1/types.proto\"\xb4\x01\n\x14\x43reateTaggingRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06schema\x18\x02 \x01(\t\x12\x0e\n\x06splits\x18\x03 \x03(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12%\n\x08priority\x18\x05 \x01(\x0e\x32\x13.hibug2.v1.Priority\x12&\n\x06\x62udget\x18\x06 \x01(\x0b\x32\x11.hibug2.v1.BudgetH\x00\x88\x01\x01\x42\t\n\x07_budget\"4\n\x15\x43reateTaggingResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\"X\n\x11\x41ttributeCoverage\x12\x11\n\tattribute\x18\x01 \x01(\t\x12\x15\n\runknown_count\x18\x02 \x01(\x03\x12\x19\n\x11not_visible_count\x18\x03 \x01(\x03\"H\n\x16\x45stimateTaggingRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06schema\x18\x02 \x01(\t\x12\x0e\n\x06splits\x18\x03 \x03(\t\"L\n\x17\x45stimateTaggingResponse\x12\x1d\n\x04\x63ost\x18\x01 \x01(\x0b\x32\x0f.hibug2.v1.Cost\x12\x12\n\nassumption\x18\x02 \x01(\t\"!\n\x11GetTaggingRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xc1\x01\n\x12GetTaggingResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\x12\x16\n\x0einstance_count\x18\x02 \x01(\x03\x12\x12\n\ndead_count\x18\x03 \x01(\x03\x12.\n\x08\x63overage\x18\x04 \x03(\x0b\x32\x1c.hibug2.v1.AttributeCoverage\x12\x1c\n\x14invalid_answer_share\x18\x05 \x01(\x01\x12\x14\n\x0creused_count\x18\x06 \x01(\x03\"$\n\x14\x43\x61ncelTaggingRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"4\n\x15\x43\x61ncelTaggingResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\"#\n\x13WatchTaggingRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"e\n\x14WatchTaggingResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\x12\x12\n\ndead_count\x18\x02 \x01(\x03\x12\x1c\n\x14invalid_answer_share\x18\x03 \x01(\x01\"\x13\n\x11GetBacklogRequest\"U\n\x12GetBacklogResponse\x12\x11\n\tlag_count\x18\x01 \x01(\x03\x12\x15\n\rpending_count\x18\x02 \x01(\x03\x12\x15\n\rwaiting_count\x18\x03 \x01(\x03\"S\n\x08\x44\x65\x61\x64Item\x12\x0f\n\x07tagging\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x11\n\timage_uri\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"M\n\x14ListDeadItemsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Y\n\x15ListDeadItemsResponse\x12\'\n\ndead_items\x18\x01 \x03(\x0b\x32\x13.hibug2.v1.DeadItem\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"=\n\x17RedriveDeadItemsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"P\n\x18RedriveDeadItemsResponse\x12\x16\n\x0eredriven_count\x18\x01 \x01(\x03\x12\x1c\n\x04jobs\x18\x02 \x03(\x0b\x32\x0e.hibug2.v1.Job\"\xa3\x01\n\x15\x43reateTagCheckRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0f\n\x07tagging\x18\x02 \x01(\t\x12\x14\n\x0csample_count\x18\x03 \x01(\x05\x12\x0c\n\x04seed\x18\x04 \x01(\x03\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12&\n\x06\x62udget\x18\x06 \x01(\x0b\x32\x11.hibug2.v1.BudgetH\x00\x88\x01\x01\x42\t\n\x07_budget\"5\n\x16\x43reateTagCheckResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\"\"\n\x12GetTagCheckRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"Z\n\x13GetTagCheckResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\x12&\n\x07quality\x18\x02 \x01(\x0b\x32\x15.hibug2.v1.TagQuality\"%\n\x15\x43\x61ncelTagCheckRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"5\n\x16\x43\x61ncelTagCheckResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\"$\n\x14WatchTagCheckRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"4\n\x15WatchTagCheckResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.hibug2.v1.Job\"6\n\x14GetTagQualityRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06schema\x18\x02 \x01(\t\"?\n\x15GetTagQualityResponse\x12&\n\x07quality\x18\x01 \x01(\x0b\x32\x15.hibug2.v1.TagQuality\"\x84\x02\n\nTagQuality\x12\x0f\n\x07tagging\x18\x01 \x01(\t\x12\x0e\n\x06schema\x18\x02 \x01(\t\x12\r\n\x05\x63heck\x18\x03 \x01(\t\x12\x15\n\rsampled_count\x18\x04 \x01(\x03\x12\x0c\n\x04seed\x18\x05 \x01(\x03\x12\x11\n\tmin_kappa\x18\x06 \x01(\x01\x12\r\n\x05model\x18\x07 \x01(\t\x12\x1d\n\x04\x63ost\x18\x08 \x01(\x0b\x32\x0f.hibug2.v1.Cost\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\nattributes\x18\n \x03(\x0b\x32\x1b.hibug2.v1.AttributeQuality\"\xf9\x01\n\x10\x41ttributeQuality\x12\x11\n\tattribute\x18\x01 \x01(\t\x12!\n\x06tagger\x18\x02 \x01(\x0e\x32\x11.hibug2.v1.Tagger\x12\x15\n\runknown_share\x18\x03 \x01(\x01\x12\x19\n\x11not_visible_share\x18\x04 \x01(\x01\x12.\n\x08retagged\x18\x05 \x01(\x0b\x32\x17.hibug2.v1.TagAgreementH\x00\x88\x01\x01\x12\x31\n\nreferences\x18\x06 \x03(\x0b\x32\x1d.hibug2.v1.ReferenceAgreement\x12\r\n\x05\x64oubt\x18\x07 \x01(\tB\x0b\n\t_retagged\"b\n\x0cTagAgreement\x12\x16\n\x0e\x63ompared_count\x18\x01 \x01(\x03\x12\x12\n\x05share\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05kappa\x18\x03 \x01(\x01H\x01\x88\x01\x01\x42\x08\n\x06_shareB\x08\n\x06_kappa\"v\n\x12ReferenceAgreement\x12\x11\n\treference\x18\x01 \x01(\t\x12!\n\x06tagger\x18\x02 \x01(\x0e\x32\x11.hibug2.v1.Tagger\x12*\n\tagreement\x18\x03 \x01(\x0b\x32\x17.hibug2.v1.TagAgreement\"\xd5\x01\n\x0bTaggingItem\x12\x0c\n\x04team\x18\x01 \x01(\t\x12\x0f\n\x07tagging\x18\x02 \x01(\t\x12\x0c\n\x04part\x18\x03 \x01(\x03\x12\x11\n\tfirst_row\x18\x04 \x01(\x03\x12\x11\n\trow_count\x18\x05 \x01(\x03\x12\r\n\x05shard\x18\x06 \x01(\x05\x12\x12\n\nattributes\x18\x07 \x03(\x05\x12\x0f\n\x07\x61\x63\x63ount\x18\x08 \x01(\t\x12\x0e\n\x06\x63\x61pped\x18\t \x01(\x08\x12\x0c\n\x04plan\x18\n \x01(\t\x12\x0c\n\x04\x61new\x18\x0b \x01(\x08\x12\x13\n\x0btraceparent\x18\x0c \x01(\t\"y\n\rTaggingResult\x12\r\n\x05\x63odes\x18\x01 \x01(\x0c\x12%\n\tdead_rows\x18\x02 \x03(\x0b\x32\x12.hibug2.v1.DeadRow\x12\x1d\n\x04\x63ost\x18\x03 \x01(\x0b\x32\x0f.hibug2.v1.Cost\x12\x13\n\x0b\x61sked_count\x18\x04 \x01(\x03\"&\n\x07\x44\x65\x61\x64Row\x12\x0b\n\x03row\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t*R\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x12\n\x0ePRIORITY_BATCH\x10\x02\x32\xd2\x08\n\x0eTaggingService\x12R\n\rCreateTagging\x12\x1f.hibug2.v1.CreateTaggingRequest\x1a .hibug2.v1.CreateTaggingResponse\x12I\n\nGetTagging\x12\x1c.hibug2.v1.GetTaggingRequest\x1a\x1d.hibug2.v1.GetTaggingResponse\x12R\n\rCancelTagging\x12\x1f.hibug2.v1.CancelTaggingRequest\x1a .hibug2.v1.CancelTaggingResponse\x12Q\n\x0cWatchTagging\x12\x1e.hibug2.v1.WatchTaggingRequest\x1a\x1f.hibug2.v1.WatchTaggingResponse0\x01\x12X\n\x0f\x45stimateTagging\x12!.hibug2.v1.EstimateTaggingRequest\x1a\".hibug2.v1.EstimateTaggingResponse\x12I\n\nGetBacklog\x12\x1c.hibug2.v1.GetBacklogRequest\x1a\x1d.hibug2.v1.GetBacklogResponse\x12R\n\rListDeadItems\x12\x1f.hibug2.v1.ListDeadItemsRequest\x1a .hibug2.v1.ListDeadItemsResponse\x12[\n\x10RedriveDeadItems\x12\".hibug2.v1.RedriveDeadItemsRequest\x1a#.hibug2.v1.RedriveDeadItemsResponse\x12U\n\x0e\x43reateTagCheck\x12 .hibug2.v1.CreateTagCheckRequest\x1a!.hibug2.v1.CreateTagCheckResponse\x12L\n\x0bGetTagCheck\x12\x1d.hibug2.v1.GetTagCheckRequest\x1a\x1e.hibug2.v1.GetTagCheckResponse\x12U\n\x0e\x43\x61ncelTagCheck\x12 .hibug2.v1.CancelTagCheckRequest\x1a!.hibug2.v1.CancelTagCheckResponse\x12T\n\rWatchTagCheck\x12\x1f.hibug2.v1.WatchTagCheckRequest\x1a .hibug2.v1.WatchTagCheckResponse0\x01\x12R\n\rGetTagQuality\x12\x1f.hibug2.v1.GetTagQualityRequest\x1a .hibug2.v1.GetTagQualityResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hibug2.v1.tagging_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CREATETAGGINGREQUEST']._serialized_start=61
-  _globals['_CREATETAGGINGREQUEST']._serialized_end=151
-  _globals['_CREATETAGGINGRESPONSE']._serialized_start=153
-  _globals['_CREATETAGGINGRESPONSE']._serialized_end=205
-  _globals['_ATTRIBUTECOVERAGE']._serialized_start=207
-  _globals['_ATTRIBUTECOVERAGE']._serialized_end=295
-  _globals['_GETTAGGINGREQUEST']._serialized_start=297
-  _globals['_GETTAGGINGREQUEST']._serialized_end=330
-  _globals['_GETTAGGINGRESPONSE']._serialized_start=333
-  _globals['_GETTAGGINGRESPONSE']._serialized_end=474
-  _globals['_CANCELTAGGINGREQUEST']._serialized_start=476
-  _globals['_CANCELTAGGINGREQUEST']._serialized_end=512
-  _globals['_CANCELTAGGINGRESPONSE']._serialized_start=514
-  _globals['_CANCELTAGGINGRESPONSE']._serialized_end=566
-  _globals['_WATCHTAGGINGREQUEST']._serialized_start=568
-  _globals['_WATCHTAGGINGREQUEST']._serialized_end=603
-  _globals['_WATCHTAGGINGRESPONSE']._serialized_start=605
-  _globals['_WATCHTAGGINGRESPONSE']._serialized_end=656
-  _globals['_GETBACKLOGREQUEST']._serialized_start=658
-  _globals['_GETBACKLOGREQUEST']._serialized_end=677
-  _globals['_GETBACKLOGRESPONSE']._serialized_start=679
-  _globals['_GETBACKLOGRESPONSE']._serialized_end=741
-  _globals['_TAGGINGITEM']._serialized_start=743
-  _globals['_TAGGINGITEM']._serialized_end=839
-  _globals['_TAGGINGSERVICE']._serialized_start=842
-  _globals['_TAGGINGSERVICE']._serialized_end=1259
+  _globals['_PRIORITY']._serialized_start=3314
+  _globals['_PRIORITY']._serialized_end=3396
+  _globals['_CREATETAGGINGREQUEST']._serialized_start=95
+  _globals['_CREATETAGGINGREQUEST']._serialized_end=275
+  _globals['_CREATETAGGINGRESPONSE']._serialized_start=277
+  _globals['_CREATETAGGINGRESPONSE']._serialized_end=329
+  _globals['_ATTRIBUTECOVERAGE']._serialized_start=331
+  _globals['_ATTRIBUTECOVERAGE']._serialized_end=419
+  _globals['_ESTIMATETAGGINGREQUEST']._serialized_start=421
+  _globals['_ESTIMATETAGGINGREQUEST']._serialized_end=493
+  _globals['_ESTIMATETAGGINGRESPONSE']._serialized_start=495
+  _globals['_ESTIMATETAGGINGRESPONSE']._serialized_end=571
+  _globals['_GETTAGGINGREQUEST']._serialized_start=573
+  _globals['_GETTAGGINGREQUEST']._serialized_end=606
+  _globals['_GETTAGGINGRESPONSE']._serialized_start=609
+  _globals['_GETTAGGINGRESPONSE']._serialized_end=802
+  _globals['_CANCELTAGGINGREQUEST']._serialized_start=804
+  _globals['_CANCELTAGGINGREQUEST']._serialized_end=840
+  _globals['_CANCELTAGGINGRESPONSE']._serialized_start=842
+  _globals['_CANCELTAGGINGRESPONSE']._serialized_end=894
+  _globals['_WATCHTAGGINGREQUEST']._serialized_start=896
+  _globals['_WATCHTAGGINGREQUEST']._serialized_end=931
+  _globals['_WATCHTAGGINGRESPONSE']._serialized_start=933
+  _globals['_WATCHTAGGINGRESPONSE']._serialized_end=1034
+  _globals['_GETBACKLOGREQUEST']._serialized_start=1036
+  _globals['_GETBACKLOGREQUEST']._serialized_end=1055
+  _globals['_GETBACKLOGRESPONSE']._serialized_start=1057
+  _globals['_GETBACKLOGRESPONSE']._serialized_end=1142
+  _globals['_DEADITEM']._serialized_start=1144
+  _globals['_DEADITEM']._serialized_end=1227
+  _globals['_LISTDEADITEMSREQUEST']._serialized_start=1229
+  _globals['_LISTDEADITEMSREQUEST']._serialized_end=1306
+  _globals['_LISTDEADITEMSRESPONSE']._serialized_start=1308
+  _globals['_LISTDEADITEMSRESPONSE']._serialized_end=1397
+  _globals['_REDRIVEDEADITEMSREQUEST']._serialized_start=1399
+  _globals['_REDRIVEDEADITEMSREQUEST']._serialized_end=1460
+  _globals['_REDRIVEDEADITEMSRESPONSE']._serialized_start=1462
+  _globals['_REDRIVEDEADITEMSRESPONSE']._serialized_end=1542
+  _globals['_CREATETAGCHECKREQUEST']._serialized_start=1545
+  _globals['_CREATETAGCHECKREQUEST']._serialized_end=1708
+  _globals['_CREATETAGCHECKRESPONSE']._serialized_start=1710
+  _globals['_CREATETAGCHECKRESPONSE']._serialized_end=1763
+  _globals['_GETTAGCHECKREQUEST']._serialized_start=1765
+  _globals['_GETTAGCHECKREQUEST']._serialized_end=1799
+  _globals['_GETTAGCHECKRESPONSE']._serialized_start=1801
+  _globals['_GETTAGCHECKRESPONSE']._serialized_end=1891
+  _globals['_CANCELTAGCHECKREQUEST']._serialized_start=1893
+  _globals['_CANCELTAGCHECKREQUEST']._serialized_end=1930
+  _globals['_CANCELTAGCHECKRESPONSE']._serialized_start=1932
+  _globals['_CANCELTAGCHECKRESPONSE']._serialized_end=1985
+  _globals['_WATCHTAGCHECKREQUEST']._serialized_start=1987
+  _globals['_WATCHTAGCHECKREQUEST']._serialized_end=2023
+  _globals['_WATCHTAGCHECKRESPONSE']._serialized_start=2025
+  _globals['_WATCHTAGCHECKRESPONSE']._serialized_end=2077
+  _globals['_GETTAGQUALITYREQUEST']._serialized_start=2079
+  _globals['_GETTAGQUALITYREQUEST']._serialized_end=2133
+  _globals['_GETTAGQUALITYRESPONSE']._serialized_start=2135
+  _globals['_GETTAGQUALITYRESPONSE']._serialized_end=2198
+  _globals['_TAGQUALITY']._serialized_start=2201
+  _globals['_TAGQUALITY']._serialized_end=2461
+  _globals['_ATTRIBUTEQUALITY']._serialized_start=2464
+  _globals['_ATTRIBUTEQUALITY']._serialized_end=2713
+  _globals['_TAGAGREEMENT']._serialized_start=2715
+  _globals['_TAGAGREEMENT']._serialized_end=2813
+  _globals['_REFERENCEAGREEMENT']._serialized_start=2815
+  _globals['_REFERENCEAGREEMENT']._serialized_end=2933
+  _globals['_TAGGINGITEM']._serialized_start=2936
+  _globals['_TAGGINGITEM']._serialized_end=3149
+  _globals['_TAGGINGRESULT']._serialized_start=3151
+  _globals['_TAGGINGRESULT']._serialized_end=3272
+  _globals['_DEADROW']._serialized_start=3274
+  _globals['_DEADROW']._serialized_end=3312
+  _globals['_TAGGINGSERVICE']._serialized_start=3399
+  _globals['_TAGGINGSERVICE']._serialized_end=4505
 # @@protoc_insertion_point(module_scope)

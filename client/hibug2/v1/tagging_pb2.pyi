@@ -6,7 +6,9 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from hibug2.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
@@ -19,6 +21,28 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Priority:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Priority.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
+    """Interactive where few instances are to be tagged (HIBUG2_INTERACTIVE_ROWS), else batch."""
+    PRIORITY_INTERACTIVE: _Priority.ValueType  # 1
+    """Somebody waits for it."""
+    PRIORITY_BATCH: _Priority.ValueType  # 2
+
+class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
+    """Which work is taken first. Workers take three interactive items for each batch item while both wait."""
+
+PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
+"""Interactive where few instances are to be tagged (HIBUG2_INTERACTIVE_ROWS), else batch."""
+PRIORITY_INTERACTIVE: Priority.ValueType  # 1
+"""Somebody waits for it."""
+PRIORITY_BATCH: Priority.ValueType  # 2
+Global___Priority: _TypeAlias = Priority  # noqa: Y015
+
 @_typing.final
 class CreateTaggingRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -27,14 +51,21 @@ class CreateTaggingRequest(_message.Message):
     SCHEMA_FIELD_NUMBER: _builtins.int
     SPLITS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """datasets/{dataset}"""
     schema: _builtins.str
     """datasets/{dataset}/schemas/{schema}"""
     request_id: _builtins.str
+    priority: Global___Priority.ValueType
     @_builtins.property
     def splits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Splits to tag; empty tags all but train."""
+
+    @_builtins.property
+    def budget(self) -> _types_pb2.Budget:
+        """The most that may be spent on it. When that is reached the job pauses; another create with a higher amount goes on."""
 
     def __init__(
         self,
@@ -43,12 +74,16 @@ class CreateTaggingRequest(_message.Message):
         schema: _builtins.str = ...,
         splits: _abc.Iterable[_builtins.str] | None = ...,
         request_id: _builtins.str = ...,
+        priority: Global___Priority.ValueType = ...,
+        budget: _types_pb2.Budget | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_budget", b"_budget", "budget", b"budget"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "request_id", b"request_id", "schema", b"schema", "splits", b"splits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_budget", b"_budget", "budget", b"budget", "parent", b"parent", "priority", b"priority", "request_id", b"request_id", "schema", b"schema", "splits", b"splits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__budget: _TypeAlias = _typing.Literal["budget"]  # noqa: Y015
+    _WhichOneofArgType__budget: _TypeAlias = _typing.Literal["_budget", b"_budget"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__budget) -> _WhichOneofReturnType__budget | None: ...
 
 Global___CreateTaggingRequest: _TypeAlias = CreateTaggingRequest  # noqa: Y015
 
@@ -102,6 +137,60 @@ class AttributeCoverage(_message.Message):
 Global___AttributeCoverage: _TypeAlias = AttributeCoverage  # noqa: Y015
 
 @_typing.final
+class EstimateTaggingRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    SCHEMA_FIELD_NUMBER: _builtins.int
+    SPLITS_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """datasets/{dataset}"""
+    schema: _builtins.str
+    """datasets/{dataset}/schemas/{schema}; a schema of the usual size is assumed when empty."""
+    @_builtins.property
+    def splits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        schema: _builtins.str = ...,
+        splits: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "schema", b"schema", "splits", b"splits"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EstimateTaggingRequest: _TypeAlias = EstimateTaggingRequest  # noqa: Y015
+
+@_typing.final
+class EstimateTaggingResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COST_FIELD_NUMBER: _builtins.int
+    ASSUMPTION_FIELD_NUMBER: _builtins.int
+    assumption: _builtins.str
+    """What the estimate takes for granted, in words."""
+    @_builtins.property
+    def cost(self) -> _types_pb2.Cost:
+        """Without calls where nothing is asked of a language model. An amount that is not known is refused, not guessed."""
+
+    def __init__(
+        self,
+        *,
+        cost: _types_pb2.Cost | None = ...,
+        assumption: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assumption", b"assumption", "cost", b"cost"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EstimateTaggingResponse: _TypeAlias = EstimateTaggingResponse  # noqa: Y015
+
+@_typing.final
 class GetTaggingRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -128,9 +217,15 @@ class GetTaggingResponse(_message.Message):
     INSTANCE_COUNT_FIELD_NUMBER: _builtins.int
     DEAD_COUNT_FIELD_NUMBER: _builtins.int
     COVERAGE_FIELD_NUMBER: _builtins.int
+    INVALID_ANSWER_SHARE_FIELD_NUMBER: _builtins.int
+    REUSED_COUNT_FIELD_NUMBER: _builtins.int
     instance_count: _builtins.int
     dead_count: _builtins.int
-    """Instances that could not be tagged at all (their image cannot be read); their tags are unknown."""
+    """Instances that could not be tagged (their image cannot be read, say); their tags are unknown."""
+    invalid_answer_share: _builtins.float
+    """Share of the answers asked of a language model that stayed wrong or missing, in [0, 1]."""
+    reused_count: _builtins.int
+    """Instances whose tags were all there already, from earlier taggings of the dataset."""
     @_builtins.property
     def job(self) -> _types_pb2.Job: ...
     @_builtins.property
@@ -142,10 +237,12 @@ class GetTaggingResponse(_message.Message):
         instance_count: _builtins.int = ...,
         dead_count: _builtins.int = ...,
         coverage: _abc.Iterable[Global___AttributeCoverage] | None = ...,
+        invalid_answer_share: _builtins.float = ...,
+        reused_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage", "dead_count", b"dead_count", "instance_count", b"instance_count", "job", b"job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage", "dead_count", b"dead_count", "instance_count", b"instance_count", "invalid_answer_share", b"invalid_answer_share", "job", b"job", "reused_count", b"reused_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -214,16 +311,23 @@ class WatchTaggingResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_FIELD_NUMBER: _builtins.int
+    DEAD_COUNT_FIELD_NUMBER: _builtins.int
+    INVALID_ANSWER_SHARE_FIELD_NUMBER: _builtins.int
+    dead_count: _builtins.int
+    """As in GetTaggingResponse, so far."""
+    invalid_answer_share: _builtins.float
     @_builtins.property
     def job(self) -> _types_pb2.Job: ...
     def __init__(
         self,
         *,
         job: _types_pb2.Job | None = ...,
+        dead_count: _builtins.int = ...,
+        invalid_answer_share: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dead_count", b"dead_count", "invalid_answer_share", b"invalid_answer_share", "job", b"job"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -250,23 +354,557 @@ class GetBacklogResponse(_message.Message):
 
     LAG_COUNT_FIELD_NUMBER: _builtins.int
     PENDING_COUNT_FIELD_NUMBER: _builtins.int
+    WAITING_COUNT_FIELD_NUMBER: _builtins.int
     lag_count: _builtins.int
     """Work items not yet delivered to a worker."""
     pending_count: _builtins.int
     """Work items delivered and not yet done."""
+    waiting_count: _builtins.int
+    """Work items that their jobs hold back, because their team has enough in the queue."""
     def __init__(
         self,
         *,
         lag_count: _builtins.int = ...,
         pending_count: _builtins.int = ...,
+        waiting_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lag_count", b"lag_count", "pending_count", b"pending_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lag_count", b"lag_count", "pending_count", b"pending_count", "waiting_count", b"waiting_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetBacklogResponse: _TypeAlias = GetBacklogResponse  # noqa: Y015
+
+@_typing.final
+class DeadItem(_message.Message):
+    """An image that could not be tagged, or that was in a work item which no worker finished."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TAGGING_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    IMAGE_URI_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    tagging: _builtins.str
+    """datasets/{dataset}/taggings/{tagging}"""
+    instance_id: _builtins.str
+    image_uri: _builtins.str
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        tagging: _builtins.str = ...,
+        instance_id: _builtins.str = ...,
+        image_uri: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_uri", b"image_uri", "instance_id", b"instance_id", "reason", b"reason", "tagging", b"tagging"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeadItem: _TypeAlias = DeadItem  # noqa: Y015
+
+@_typing.final
+class ListDeadItemsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """datasets/{dataset}/taggings/{tagging}, or datasets/{dataset} for what its instances, as they are now, were tagged
+    with; empty for all datasets of the team.
+    """
+    page_size: _builtins.int
+    """At most 1000; 50 where it is 0."""
+    page_token: _builtins.str
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeadItemsRequest: _TypeAlias = ListDeadItemsRequest  # noqa: Y015
+
+@_typing.final
+class ListDeadItemsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEAD_ITEMS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    @_builtins.property
+    def dead_items(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeadItem]: ...
+    def __init__(
+        self,
+        *,
+        dead_items: _abc.Iterable[Global___DeadItem] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dead_items", b"dead_items", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeadItemsResponse: _TypeAlias = ListDeadItemsResponse  # noqa: Y015
+
+@_typing.final
+class RedriveDeadItemsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """As in ListDeadItemsRequest."""
+    request_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RedriveDeadItemsRequest: _TypeAlias = RedriveDeadItemsRequest  # noqa: Y015
+
+@_typing.final
+class RedriveDeadItemsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REDRIVEN_COUNT_FIELD_NUMBER: _builtins.int
+    JOBS_FIELD_NUMBER: _builtins.int
+    redriven_count: _builtins.int
+    """Images that are tried again."""
+    @_builtins.property
+    def jobs(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Job]:
+        """The taggings that do so. One that was complete stays as it is; the new one takes over all its other tags."""
+
+    def __init__(
+        self,
+        *,
+        redriven_count: _builtins.int = ...,
+        jobs: _abc.Iterable[_types_pb2.Job] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["jobs", b"jobs", "redriven_count", b"redriven_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RedriveDeadItemsResponse: _TypeAlias = RedriveDeadItemsResponse  # noqa: Y015
+
+@_typing.final
+class CreateTagCheckRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    TAGGING_FIELD_NUMBER: _builtins.int
+    SAMPLE_COUNT_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """datasets/{dataset}"""
+    tagging: _builtins.str
+    """datasets/{dataset}/taggings/{tagging}; empty for the newest of the dataset's current schema."""
+    sample_count: _builtins.int
+    """Instances that are tagged again; 100 where it is 0."""
+    seed: _builtins.int
+    """Which ones."""
+    request_id: _builtins.str
+    @_builtins.property
+    def budget(self) -> _types_pb2.Budget:
+        """As in CreateTaggingRequest."""
+
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        tagging: _builtins.str = ...,
+        sample_count: _builtins.int = ...,
+        seed: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+        budget: _types_pb2.Budget | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_budget", b"_budget", "budget", b"budget"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_budget", b"_budget", "budget", b"budget", "parent", b"parent", "request_id", b"request_id", "sample_count", b"sample_count", "seed", b"seed", "tagging", b"tagging"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__budget: _TypeAlias = _typing.Literal["budget"]  # noqa: Y015
+    _WhichOneofArgType__budget: _TypeAlias = _typing.Literal["_budget", b"_budget"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__budget) -> _WhichOneofReturnType__budget | None: ...
+
+Global___CreateTagCheckRequest: _TypeAlias = CreateTagCheckRequest  # noqa: Y015
+
+@_typing.final
+class CreateTagCheckResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def job(self) -> _types_pb2.Job:
+        """datasets/{dataset}/checks/{check}"""
+
+    def __init__(
+        self,
+        *,
+        job: _types_pb2.Job | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateTagCheckResponse: _TypeAlias = CreateTagCheckResponse  # noqa: Y015
+
+@_typing.final
+class GetTagCheckRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTagCheckRequest: _TypeAlias = GetTagCheckRequest  # noqa: Y015
+
+@_typing.final
+class GetTagCheckResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    QUALITY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def job(self) -> _types_pb2.Job: ...
+    @_builtins.property
+    def quality(self) -> Global___TagQuality:
+        """Set when the job has succeeded."""
+
+    def __init__(
+        self,
+        *,
+        job: _types_pb2.Job | None = ...,
+        quality: Global___TagQuality | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "quality", b"quality"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "quality", b"quality"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTagCheckResponse: _TypeAlias = GetTagCheckResponse  # noqa: Y015
+
+@_typing.final
+class CancelTagCheckRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelTagCheckRequest: _TypeAlias = CancelTagCheckRequest  # noqa: Y015
+
+@_typing.final
+class CancelTagCheckResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def job(self) -> _types_pb2.Job: ...
+    def __init__(
+        self,
+        *,
+        job: _types_pb2.Job | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelTagCheckResponse: _TypeAlias = CancelTagCheckResponse  # noqa: Y015
+
+@_typing.final
+class WatchTagCheckRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchTagCheckRequest: _TypeAlias = WatchTagCheckRequest  # noqa: Y015
+
+@_typing.final
+class WatchTagCheckResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def job(self) -> _types_pb2.Job: ...
+    def __init__(
+        self,
+        *,
+        job: _types_pb2.Job | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchTagCheckResponse: _TypeAlias = WatchTagCheckResponse  # noqa: Y015
+
+@_typing.final
+class GetTagQualityRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    SCHEMA_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """datasets/{dataset}/taggings/{tagging}, or datasets/{dataset} for the newest of its taggings that was checked."""
+    schema: _builtins.str
+    """Only taggings of this schema, datasets/{dataset}/schemas/{schema}; any when empty."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        schema: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "schema", b"schema"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTagQualityRequest: _TypeAlias = GetTagQualityRequest  # noqa: Y015
+
+@_typing.final
+class GetTagQualityResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUALITY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def quality(self) -> Global___TagQuality: ...
+    def __init__(
+        self,
+        *,
+        quality: Global___TagQuality | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["quality", b"quality"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["quality", b"quality"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTagQualityResponse: _TypeAlias = GetTagQualityResponse  # noqa: Y015
+
+@_typing.final
+class TagQuality(_message.Message):
+    """What a check of the tags of a tagging found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TAGGING_FIELD_NUMBER: _builtins.int
+    SCHEMA_FIELD_NUMBER: _builtins.int
+    CHECK_FIELD_NUMBER: _builtins.int
+    SAMPLED_COUNT_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    MIN_KAPPA_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    tagging: _builtins.str
+    schema: _builtins.str
+    check: _builtins.str
+    sampled_count: _builtins.int
+    """Instances that were tagged again, and what drew them."""
+    seed: _builtins.int
+    min_kappa: _builtins.float
+    """The kappa below which an attribute is doubtful."""
+    model: _builtins.str
+    """The model that tagged again; empty where there was none to ask."""
+    @_builtins.property
+    def cost(self) -> _types_pb2.Cost: ...
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def attributes(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttributeQuality]:
+        """In the order of the schema."""
+
+    def __init__(
+        self,
+        *,
+        tagging: _builtins.str = ...,
+        schema: _builtins.str = ...,
+        check: _builtins.str = ...,
+        sampled_count: _builtins.int = ...,
+        seed: _builtins.int = ...,
+        min_kappa: _builtins.float = ...,
+        model: _builtins.str = ...,
+        cost: _types_pb2.Cost | None = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        attributes: _abc.Iterable[Global___AttributeQuality] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "check", b"check", "cost", b"cost", "create_time", b"create_time", "min_kappa", b"min_kappa", "model", b"model", "sampled_count", b"sampled_count", "schema", b"schema", "seed", b"seed", "tagging", b"tagging"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TagQuality: _TypeAlias = TagQuality  # noqa: Y015
+
+@_typing.final
+class AttributeQuality(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTRIBUTE_FIELD_NUMBER: _builtins.int
+    TAGGER_FIELD_NUMBER: _builtins.int
+    UNKNOWN_SHARE_FIELD_NUMBER: _builtins.int
+    NOT_VISIBLE_SHARE_FIELD_NUMBER: _builtins.int
+    RETAGGED_FIELD_NUMBER: _builtins.int
+    REFERENCES_FIELD_NUMBER: _builtins.int
+    DOUBT_FIELD_NUMBER: _builtins.int
+    attribute: _builtins.str
+    tagger: _types_pb2.Tagger.ValueType
+    unknown_share: _builtins.float
+    """Shares of all instances of the tagging."""
+    not_visible_share: _builtins.float
+    doubt: _builtins.str
+    """Why its tags are not to be relied on; empty where nothing speaks against them."""
+    @_builtins.property
+    def retagged(self) -> Global___TagAgreement:
+        """With the second tagging; absent for what is measured or given, which would say the same again."""
+
+    @_builtins.property
+    def references(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReferenceAgreement]:
+        """With what is measured or given and means the same."""
+
+    def __init__(
+        self,
+        *,
+        attribute: _builtins.str = ...,
+        tagger: _types_pb2.Tagger.ValueType = ...,
+        unknown_share: _builtins.float = ...,
+        not_visible_share: _builtins.float = ...,
+        retagged: Global___TagAgreement | None = ...,
+        references: _abc.Iterable[Global___ReferenceAgreement] | None = ...,
+        doubt: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_retagged", b"_retagged", "retagged", b"retagged"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retagged", b"_retagged", "attribute", b"attribute", "doubt", b"doubt", "not_visible_share", b"not_visible_share", "references", b"references", "retagged", b"retagged", "tagger", b"tagger", "unknown_share", b"unknown_share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__retagged: _TypeAlias = _typing.Literal["retagged"]  # noqa: Y015
+    _WhichOneofArgType__retagged: _TypeAlias = _typing.Literal["_retagged", b"_retagged"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__retagged) -> _WhichOneofReturnType__retagged | None: ...
+
+Global___AttributeQuality: _TypeAlias = AttributeQuality  # noqa: Y015
+
+@_typing.final
+class TagAgreement(_message.Message):
+    """Of the instances that both sides tell."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPARED_COUNT_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    KAPPA_FIELD_NUMBER: _builtins.int
+    compared_count: _builtins.int
+    share: _builtins.float
+    """Those with the same tag; absent where nothing was compared."""
+    kappa: _builtins.float
+    """What is left of it when chance is taken off (Cohen's kappa), 1 at most; absent where there is but one tag."""
+    def __init__(
+        self,
+        *,
+        compared_count: _builtins.int = ...,
+        share: _builtins.float | None = ...,
+        kappa: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_kappa", b"_kappa", "_share", b"_share", "kappa", b"kappa", "share", b"share"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kappa", b"_kappa", "_share", b"_share", "compared_count", b"compared_count", "kappa", b"kappa", "share", b"share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__kappa: _TypeAlias = _typing.Literal["kappa"]  # noqa: Y015
+    _WhichOneofArgType__kappa: _TypeAlias = _typing.Literal["_kappa", b"_kappa"]  # noqa: Y015
+    _WhichOneofReturnType__share: _TypeAlias = _typing.Literal["share"]  # noqa: Y015
+    _WhichOneofArgType__share: _TypeAlias = _typing.Literal["_share", b"_share"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kappa) -> _WhichOneofReturnType__kappa | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__share) -> _WhichOneofReturnType__share | None: ...
+
+Global___TagAgreement: _TypeAlias = TagAgreement  # noqa: Y015
+
+@_typing.final
+class ReferenceAgreement(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    TAGGER_FIELD_NUMBER: _builtins.int
+    AGREEMENT_FIELD_NUMBER: _builtins.int
+    reference: _builtins.str
+    """An attribute of the schema, or a column of the manifest."""
+    tagger: _types_pb2.Tagger.ValueType
+    @_builtins.property
+    def agreement(self) -> Global___TagAgreement: ...
+    def __init__(
+        self,
+        *,
+        reference: _builtins.str = ...,
+        tagger: _types_pb2.Tagger.ValueType = ...,
+        agreement: Global___TagAgreement | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "reference", b"reference", "tagger", b"tagger"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReferenceAgreement: _TypeAlias = ReferenceAgreement  # noqa: Y015
 
 @_typing.final
 class TaggingItem(_message.Message):
@@ -279,12 +917,35 @@ class TaggingItem(_message.Message):
     PART_FIELD_NUMBER: _builtins.int
     FIRST_ROW_FIELD_NUMBER: _builtins.int
     ROW_COUNT_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    CAPPED_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    ANEW_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     team: _builtins.str
     tagging: _builtins.str
     """datasets/{dataset}/taggings/{tagging}"""
     part: _builtins.int
     first_row: _builtins.int
+    """Within the shard."""
     row_count: _builtins.int
+    shard: _builtins.int
+    """The file of the plan that has the rows."""
+    account: _builtins.str
+    """Who pays for calls of a language model, and whether a cap was set."""
+    capped: _builtins.bool
+    plan: _builtins.str
+    """Which plan of the tagging: a dataset that was deleted and made again has another."""
+    anew: _builtins.bool
+    """For a check of tags: a language model is asked, also what CLIP tells, and no answer is taken from the cache."""
+    traceparent: _builtins.str
+    """Of the trace that the tagging belongs to (W3C Trace Context); empty where there is none."""
+    @_builtins.property
+    def attributes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Positions in the schema of the attributes to tag."""
+
     def __init__(
         self,
         *,
@@ -293,11 +954,76 @@ class TaggingItem(_message.Message):
         part: _builtins.int = ...,
         first_row: _builtins.int = ...,
         row_count: _builtins.int = ...,
+        shard: _builtins.int = ...,
+        attributes: _abc.Iterable[_builtins.int] | None = ...,
+        account: _builtins.str = ...,
+        capped: _builtins.bool = ...,
+        plan: _builtins.str = ...,
+        anew: _builtins.bool = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_row", b"first_row", "part", b"part", "row_count", b"row_count", "tagging", b"tagging", "team", b"team"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "anew", b"anew", "attributes", b"attributes", "capped", b"capped", "first_row", b"first_row", "part", b"part", "plan", b"plan", "row_count", b"row_count", "shard", b"shard", "tagging", b"tagging", "team", b"team", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TaggingItem: _TypeAlias = TaggingItem  # noqa: Y015
+
+@_typing.final
+class TaggingResult(_message.Message):
+    """What a worker hands back for an item."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODES_FIELD_NUMBER: _builtins.int
+    DEAD_ROWS_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
+    ASKED_COUNT_FIELD_NUMBER: _builtins.int
+    codes: _builtins.bytes
+    """Little-endian uint16, instance by instance, in the order of the item's attributes."""
+    asked_count: _builtins.int
+    """Answers that were asked of a language model: instances times attributes."""
+    @_builtins.property
+    def dead_rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeadRow]:
+        """Instances of the item that could not be tagged, counted from 0, and why."""
+
+    @_builtins.property
+    def cost(self) -> _types_pb2.Cost: ...
+    def __init__(
+        self,
+        *,
+        codes: _builtins.bytes = ...,
+        dead_rows: _abc.Iterable[Global___DeadRow] | None = ...,
+        cost: _types_pb2.Cost | None = ...,
+        asked_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asked_count", b"asked_count", "codes", b"codes", "cost", b"cost", "dead_rows", b"dead_rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaggingResult: _TypeAlias = TaggingResult  # noqa: Y015
+
+@_typing.final
+class DeadRow(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROW_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    row: _builtins.int
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        row: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "row", b"row"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeadRow: _TypeAlias = DeadRow  # noqa: Y015

@@ -55,10 +55,50 @@ class TaggingServiceStub:
                 request_serializer=hibug2_dot_v1_dot_tagging__pb2.WatchTaggingRequest.SerializeToString,
                 response_deserializer=hibug2_dot_v1_dot_tagging__pb2.WatchTaggingResponse.FromString,
                 _registered_method=True)
+        self.EstimateTagging = channel.unary_unary(
+                '/hibug2.v1.TaggingService/EstimateTagging',
+                request_serializer=hibug2_dot_v1_dot_tagging__pb2.EstimateTaggingRequest.SerializeToString,
+                response_deserializer=hibug2_dot_v1_dot_tagging__pb2.EstimateTaggingResponse.FromString,
+                _registered_method=True)
         self.GetBacklog = channel.unary_unary(
                 '/hibug2.v1.TaggingService/GetBacklog',
                 request_serializer=hibug2_dot_v1_dot_tagging__pb2.GetBacklogRequest.SerializeToString,
                 response_deserializer=hibug2_dot_v1_dot_tagging__pb2.GetBacklogResponse.FromString,
+                _registered_method=True)
+        self.ListDeadItems = channel.unary_unary(
+                '/hibug2.v1.TaggingService/ListDeadItems',
+                request_serializer=hibug2_dot_v1_dot_tagging__pb2.ListDeadItemsRequest.SerializeToString,
+                response_deserializer=hibug2_dot_v1_dot_tagging__pb2.ListDeadItemsResponse.FromString,
+                _registered_method=True)
+        self.RedriveDeadItems = channel.unary_unary(
+                '/hibug2.v1.TaggingService/RedriveDeadItems',
+                request_serializer=hibug2_dot_v1_dot_tagging__pb2.RedriveDeadItemsRequest.SerializeToString,
+                response_deserializer=hibug2_dot_v1_dot_tagging__pb2.RedriveDeadItemsResponse.FromString,
+                _registered_method=True)
+        self.CreateTagCheck = channel.unary_unary(
+                '/hibug2.v1.TaggingService/CreateTagCheck',
+                request_serializer=hibug2_dot_v1_dot_tagging__pb2.CreateTagCheckRequest.SerializeToString,
+                response_deserializer=hibug2_dot_v1_dot_tagging__pb2.CreateTagCheckResponse.FromString,
+                _registered_method=True)
+        self.GetTagCheck = channel.unary_unary(
+                '/hibug2.v1.TaggingService/GetTagCheck',
+                request_serializer=hibug2_dot_v1_dot_tagging__pb2.GetTagCheckRequest.SerializeToString,
+                response_deserializer=hibug2_dot_v1_dot_tagging__pb2.GetTagCheckResponse.FromString,
+                _registered_method=True)
+        self.CancelTagCheck = channel.unary_unary(
+                '/hibug2.v1.TaggingService/CancelTagCheck',
+                request_serializer=hibug2_dot_v1_dot_tagging__pb2.CancelTagCheckRequest.SerializeToString,
+                response_deserializer=hibug2_dot_v1_dot_tagging__pb2.CancelTagCheckResponse.FromString,
+                _registered_method=True)
+        self.WatchTagCheck = channel.unary_stream(
+                '/hibug2.v1.TaggingService/WatchTagCheck',
+                request_serializer=hibug2_dot_v1_dot_tagging__pb2.WatchTagCheckRequest.SerializeToString,
+                response_deserializer=hibug2_dot_v1_dot_tagging__pb2.WatchTagCheckResponse.FromString,
+                _registered_method=True)
+        self.GetTagQuality = channel.unary_unary(
+                '/hibug2.v1.TaggingService/GetTagQuality',
+                request_serializer=hibug2_dot_v1_dot_tagging__pb2.GetTagQualityRequest.SerializeToString,
+                response_deserializer=hibug2_dot_v1_dot_tagging__pb2.GetTagQualityResponse.FromString,
                 _registered_method=True)
 
 
@@ -90,8 +130,61 @@ class TaggingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EstimateTagging(self, request, context):
+        """What a tagging would ask of a language model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetBacklog(self, request, context):
         """Work that waits or is being done, for autoscaling and people.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDeadItems(self, request, context):
+        """Images that could not be tagged, and work items that workers gave up, each with its reason.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RedriveDeadItems(self, request, context):
+        """Gives them another try, after what was wrong is mended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateTagCheck(self, request, context):
+        """Tags a sample again and holds tags against what is known from elsewhere: how far can each attribute be trusted?
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTagCheck(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelTagCheck(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchTagCheck(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTagQuality(self, request, context):
+        """What the last check of a tagging found.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -120,10 +213,50 @@ def add_TaggingServiceServicer_to_server(servicer, server):
                     request_deserializer=hibug2_dot_v1_dot_tagging__pb2.WatchTaggingRequest.FromString,
                     response_serializer=hibug2_dot_v1_dot_tagging__pb2.WatchTaggingResponse.SerializeToString,
             ),
+            'EstimateTagging': grpc.unary_unary_rpc_method_handler(
+                    servicer.EstimateTagging,
+                    request_deserializer=hibug2_dot_v1_dot_tagging__pb2.EstimateTaggingRequest.FromString,
+                    response_serializer=hibug2_dot_v1_dot_tagging__pb2.EstimateTaggingResponse.SerializeToString,
+            ),
             'GetBacklog': grpc.unary_unary_rpc_method_handler(
                     servicer.GetBacklog,
                     request_deserializer=hibug2_dot_v1_dot_tagging__pb2.GetBacklogRequest.FromString,
                     response_serializer=hibug2_dot_v1_dot_tagging__pb2.GetBacklogResponse.SerializeToString,
+            ),
+            'ListDeadItems': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeadItems,
+                    request_deserializer=hibug2_dot_v1_dot_tagging__pb2.ListDeadItemsRequest.FromString,
+                    response_serializer=hibug2_dot_v1_dot_tagging__pb2.ListDeadItemsResponse.SerializeToString,
+            ),
+            'RedriveDeadItems': grpc.unary_unary_rpc_method_handler(
+                    servicer.RedriveDeadItems,
+                    request_deserializer=hibug2_dot_v1_dot_tagging__pb2.RedriveDeadItemsRequest.FromString,
+                    response_serializer=hibug2_dot_v1_dot_tagging__pb2.RedriveDeadItemsResponse.SerializeToString,
+            ),
+            'CreateTagCheck': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateTagCheck,
+                    request_deserializer=hibug2_dot_v1_dot_tagging__pb2.CreateTagCheckRequest.FromString,
+                    response_serializer=hibug2_dot_v1_dot_tagging__pb2.CreateTagCheckResponse.SerializeToString,
+            ),
+            'GetTagCheck': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTagCheck,
+                    request_deserializer=hibug2_dot_v1_dot_tagging__pb2.GetTagCheckRequest.FromString,
+                    response_serializer=hibug2_dot_v1_dot_tagging__pb2.GetTagCheckResponse.SerializeToString,
+            ),
+            'CancelTagCheck': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelTagCheck,
+                    request_deserializer=hibug2_dot_v1_dot_tagging__pb2.CancelTagCheckRequest.FromString,
+                    response_serializer=hibug2_dot_v1_dot_tagging__pb2.CancelTagCheckResponse.SerializeToString,
+            ),
+            'WatchTagCheck': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchTagCheck,
+                    request_deserializer=hibug2_dot_v1_dot_tagging__pb2.WatchTagCheckRequest.FromString,
+                    response_serializer=hibug2_dot_v1_dot_tagging__pb2.WatchTagCheckResponse.SerializeToString,
+            ),
+            'GetTagQuality': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTagQuality,
+                    request_deserializer=hibug2_dot_v1_dot_tagging__pb2.GetTagQualityRequest.FromString,
+                    response_serializer=hibug2_dot_v1_dot_tagging__pb2.GetTagQualityResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -246,6 +379,33 @@ class TaggingService:
             _registered_method=True)
 
     @staticmethod
+    def EstimateTagging(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hibug2.v1.TaggingService/EstimateTagging',
+            hibug2_dot_v1_dot_tagging__pb2.EstimateTaggingRequest.SerializeToString,
+            hibug2_dot_v1_dot_tagging__pb2.EstimateTaggingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def GetBacklog(request,
             target,
             options=(),
@@ -262,6 +422,195 @@ class TaggingService:
             '/hibug2.v1.TaggingService/GetBacklog',
             hibug2_dot_v1_dot_tagging__pb2.GetBacklogRequest.SerializeToString,
             hibug2_dot_v1_dot_tagging__pb2.GetBacklogResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeadItems(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hibug2.v1.TaggingService/ListDeadItems',
+            hibug2_dot_v1_dot_tagging__pb2.ListDeadItemsRequest.SerializeToString,
+            hibug2_dot_v1_dot_tagging__pb2.ListDeadItemsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RedriveDeadItems(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hibug2.v1.TaggingService/RedriveDeadItems',
+            hibug2_dot_v1_dot_tagging__pb2.RedriveDeadItemsRequest.SerializeToString,
+            hibug2_dot_v1_dot_tagging__pb2.RedriveDeadItemsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateTagCheck(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hibug2.v1.TaggingService/CreateTagCheck',
+            hibug2_dot_v1_dot_tagging__pb2.CreateTagCheckRequest.SerializeToString,
+            hibug2_dot_v1_dot_tagging__pb2.CreateTagCheckResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTagCheck(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hibug2.v1.TaggingService/GetTagCheck',
+            hibug2_dot_v1_dot_tagging__pb2.GetTagCheckRequest.SerializeToString,
+            hibug2_dot_v1_dot_tagging__pb2.GetTagCheckResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelTagCheck(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hibug2.v1.TaggingService/CancelTagCheck',
+            hibug2_dot_v1_dot_tagging__pb2.CancelTagCheckRequest.SerializeToString,
+            hibug2_dot_v1_dot_tagging__pb2.CancelTagCheckResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchTagCheck(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/hibug2.v1.TaggingService/WatchTagCheck',
+            hibug2_dot_v1_dot_tagging__pb2.WatchTagCheckRequest.SerializeToString,
+            hibug2_dot_v1_dot_tagging__pb2.WatchTagCheckResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTagQuality(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hibug2.v1.TaggingService/GetTagQuality',
+            hibug2_dot_v1_dot_tagging__pb2.GetTagQualityRequest.SerializeToString,
+            hibug2_dot_v1_dot_tagging__pb2.GetTagQualityResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,8 +37,21 @@ class TaggingServiceStub:
     GetTagging: _grpc.UnaryUnaryMultiCallable[_tagging_pb2.GetTaggingRequest, _tagging_pb2.GetTaggingResponse]
     CancelTagging: _grpc.UnaryUnaryMultiCallable[_tagging_pb2.CancelTaggingRequest, _tagging_pb2.CancelTaggingResponse]
     WatchTagging: _grpc.UnaryStreamMultiCallable[_tagging_pb2.WatchTaggingRequest, _tagging_pb2.WatchTaggingResponse]
+    EstimateTagging: _grpc.UnaryUnaryMultiCallable[_tagging_pb2.EstimateTaggingRequest, _tagging_pb2.EstimateTaggingResponse]
+    """What a tagging would ask of a language model."""
     GetBacklog: _grpc.UnaryUnaryMultiCallable[_tagging_pb2.GetBacklogRequest, _tagging_pb2.GetBacklogResponse]
     """Work that waits or is being done, for autoscaling and people."""
+    ListDeadItems: _grpc.UnaryUnaryMultiCallable[_tagging_pb2.ListDeadItemsRequest, _tagging_pb2.ListDeadItemsResponse]
+    """Images that could not be tagged, and work items that workers gave up, each with its reason."""
+    RedriveDeadItems: _grpc.UnaryUnaryMultiCallable[_tagging_pb2.RedriveDeadItemsRequest, _tagging_pb2.RedriveDeadItemsResponse]
+    """Gives them another try, after what was wrong is mended."""
+    CreateTagCheck: _grpc.UnaryUnaryMultiCallable[_tagging_pb2.CreateTagCheckRequest, _tagging_pb2.CreateTagCheckResponse]
+    """Tags a sample again and holds tags against what is known from elsewhere: how far can each attribute be trusted?"""
+    GetTagCheck: _grpc.UnaryUnaryMultiCallable[_tagging_pb2.GetTagCheckRequest, _tagging_pb2.GetTagCheckResponse]
+    CancelTagCheck: _grpc.UnaryUnaryMultiCallable[_tagging_pb2.CancelTagCheckRequest, _tagging_pb2.CancelTagCheckResponse]
+    WatchTagCheck: _grpc.UnaryStreamMultiCallable[_tagging_pb2.WatchTagCheckRequest, _tagging_pb2.WatchTagCheckResponse]
+    GetTagQuality: _grpc.UnaryUnaryMultiCallable[_tagging_pb2.GetTagQualityRequest, _tagging_pb2.GetTagQualityResponse]
+    """What the last check of a tagging found."""
 
 @_typing.type_check_only
 class TaggingServiceAsyncStub(TaggingServiceStub):
@@ -49,8 +62,21 @@ class TaggingServiceAsyncStub(TaggingServiceStub):
     GetTagging: _aio.UnaryUnaryMultiCallable[_tagging_pb2.GetTaggingRequest, _tagging_pb2.GetTaggingResponse]  # type: ignore[assignment]
     CancelTagging: _aio.UnaryUnaryMultiCallable[_tagging_pb2.CancelTaggingRequest, _tagging_pb2.CancelTaggingResponse]  # type: ignore[assignment]
     WatchTagging: _aio.UnaryStreamMultiCallable[_tagging_pb2.WatchTaggingRequest, _tagging_pb2.WatchTaggingResponse]  # type: ignore[assignment]
+    EstimateTagging: _aio.UnaryUnaryMultiCallable[_tagging_pb2.EstimateTaggingRequest, _tagging_pb2.EstimateTaggingResponse]  # type: ignore[assignment]
+    """What a tagging would ask of a language model."""
     GetBacklog: _aio.UnaryUnaryMultiCallable[_tagging_pb2.GetBacklogRequest, _tagging_pb2.GetBacklogResponse]  # type: ignore[assignment]
     """Work that waits or is being done, for autoscaling and people."""
+    ListDeadItems: _aio.UnaryUnaryMultiCallable[_tagging_pb2.ListDeadItemsRequest, _tagging_pb2.ListDeadItemsResponse]  # type: ignore[assignment]
+    """Images that could not be tagged, and work items that workers gave up, each with its reason."""
+    RedriveDeadItems: _aio.UnaryUnaryMultiCallable[_tagging_pb2.RedriveDeadItemsRequest, _tagging_pb2.RedriveDeadItemsResponse]  # type: ignore[assignment]
+    """Gives them another try, after what was wrong is mended."""
+    CreateTagCheck: _aio.UnaryUnaryMultiCallable[_tagging_pb2.CreateTagCheckRequest, _tagging_pb2.CreateTagCheckResponse]  # type: ignore[assignment]
+    """Tags a sample again and holds tags against what is known from elsewhere: how far can each attribute be trusted?"""
+    GetTagCheck: _aio.UnaryUnaryMultiCallable[_tagging_pb2.GetTagCheckRequest, _tagging_pb2.GetTagCheckResponse]  # type: ignore[assignment]
+    CancelTagCheck: _aio.UnaryUnaryMultiCallable[_tagging_pb2.CancelTagCheckRequest, _tagging_pb2.CancelTagCheckResponse]  # type: ignore[assignment]
+    WatchTagCheck: _aio.UnaryStreamMultiCallable[_tagging_pb2.WatchTagCheckRequest, _tagging_pb2.WatchTagCheckResponse]  # type: ignore[assignment]
+    GetTagQuality: _aio.UnaryUnaryMultiCallable[_tagging_pb2.GetTagQualityRequest, _tagging_pb2.GetTagQualityResponse]  # type: ignore[assignment]
+    """What the last check of a tagging found."""
 
 class TaggingServiceServicer(metaclass=_abc_1.ABCMeta):
     """A tag for every attribute of every instance (paper 3.2.2, A.1.5)."""
@@ -84,11 +110,72 @@ class TaggingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_tagging_pb2.WatchTaggingResponse], _abc.AsyncIterator[_tagging_pb2.WatchTaggingResponse]]: ...
 
     @_abc_1.abstractmethod
+    def EstimateTagging(
+        self,
+        request: _tagging_pb2.EstimateTaggingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tagging_pb2.EstimateTaggingResponse, _abc.Awaitable[_tagging_pb2.EstimateTaggingResponse]]:
+        """What a tagging would ask of a language model."""
+
+    @_abc_1.abstractmethod
     def GetBacklog(
         self,
         request: _tagging_pb2.GetBacklogRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_tagging_pb2.GetBacklogResponse, _abc.Awaitable[_tagging_pb2.GetBacklogResponse]]:
         """Work that waits or is being done, for autoscaling and people."""
+
+    @_abc_1.abstractmethod
+    def ListDeadItems(
+        self,
+        request: _tagging_pb2.ListDeadItemsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tagging_pb2.ListDeadItemsResponse, _abc.Awaitable[_tagging_pb2.ListDeadItemsResponse]]:
+        """Images that could not be tagged, and work items that workers gave up, each with its reason."""
+
+    @_abc_1.abstractmethod
+    def RedriveDeadItems(
+        self,
+        request: _tagging_pb2.RedriveDeadItemsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tagging_pb2.RedriveDeadItemsResponse, _abc.Awaitable[_tagging_pb2.RedriveDeadItemsResponse]]:
+        """Gives them another try, after what was wrong is mended."""
+
+    @_abc_1.abstractmethod
+    def CreateTagCheck(
+        self,
+        request: _tagging_pb2.CreateTagCheckRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tagging_pb2.CreateTagCheckResponse, _abc.Awaitable[_tagging_pb2.CreateTagCheckResponse]]:
+        """Tags a sample again and holds tags against what is known from elsewhere: how far can each attribute be trusted?"""
+
+    @_abc_1.abstractmethod
+    def GetTagCheck(
+        self,
+        request: _tagging_pb2.GetTagCheckRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tagging_pb2.GetTagCheckResponse, _abc.Awaitable[_tagging_pb2.GetTagCheckResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def CancelTagCheck(
+        self,
+        request: _tagging_pb2.CancelTagCheckRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tagging_pb2.CancelTagCheckResponse, _abc.Awaitable[_tagging_pb2.CancelTagCheckResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def WatchTagCheck(
+        self,
+        request: _tagging_pb2.WatchTagCheckRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_tagging_pb2.WatchTagCheckResponse], _abc.AsyncIterator[_tagging_pb2.WatchTagCheckResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetTagQuality(
+        self,
+        request: _tagging_pb2.GetTagQualityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tagging_pb2.GetTagQualityResponse, _abc.Awaitable[_tagging_pb2.GetTagQualityResponse]]:
+        """What the last check of a tagging found."""
 
 def add_TaggingServiceServicer_to_server(servicer: TaggingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

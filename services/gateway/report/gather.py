@@ -70,6 +70,7 @@ class _Facts:
     scores: npt.NDArray[np.float64]
     predicted: list[str | None]
     errors: pa.Table
+    doubtful: frozenset[str]
 
     @property
     def schema(self) -> Schema:
@@ -103,6 +104,7 @@ def gather(artifacts: Artifacts, reader: ImageReader, refs: RunRefs, outcomes: O
         scores_in_order(stored, table.instance_ids),
         column_by_id(stored, table.instance_ids, "predicted_label").to_pylist(),
         artifacts.read_part(refs.ranking, "error_slices"),
+        artifacts.doubtful_attributes(parse(str(parameters["tagging"]), "taggings", "tagging")),
     )
     dataset = artifacts.dataset(refs.dataset)
     predicted, predicted_total = _predicted(facts)
@@ -173,7 +175,8 @@ def _members(table: TagTable, offsets: npt.NDArray[np.int64], items: npt.NDArray
     return keep
 
 
-def _error_slice(row: dict[str, Any], rank: int, pairs: tuple[page.Pair, ...]) -> page.ErrorSlice:
+def _error_slice(facts: _Facts, row: dict[str, Any], rank: int, items: npt.NDArray[np.int32]) -> page.ErrorSlice:
+    pairs = facts.words(items)
     q = row["q_value"]
     return page.ErrorSlice(
         rank=rank,
@@ -186,6 +189,7 @@ def _error_slice(row: dict[str, Any], rank: int, pairs: tuple[page.Pair, ...]) -
         q=None if q is None or math.isnan(q) else q,
         blame=tuple(row[f"blame_{i}"] for i in range(len(pairs))),
         told_by=row["family"],
+        doubtful=tuple(attribute for attribute, _ in pairs if attribute in facts.doubtful),
     )
 
 
@@ -193,7 +197,7 @@ def _error_slices(facts: _Facts, reader: ImageReader) -> tuple[page.ErrorSlice, 
     shown = facts.errors.slice(0, MAX_SLICES)
     out = []
     for i, (row, items) in enumerate(zip(shown.to_pylist(), items_of(shown), strict=True)):
-        found = _error_slice(row, i + 1, facts.words(items))
+        found = _error_slice(facts, row, i + 1, items)
         if i < PICTURED_SLICES:
             found = replace(found, pictures=_pictures(facts, reader, _members(facts.table, facts.offsets, items)))
         out.append(found)
@@ -214,7 +218,7 @@ def _cover(facts: _Facts, reader: ImageReader) -> page.Cover:
         line = facts.errors.slice(rank - 1, 1)
         items = items_of(line)[0]
         members = _members(facts.table, facts.offsets, items)
-        found = _error_slice(line.to_pylist()[0], rank, facts.words(items))
+        found = _error_slice(facts, line.to_pylist()[0], rank, items)
         pictures = _pictures(facts, reader, members & ~held)
         held |= members
         families.append(

@@ -31,6 +31,7 @@ class ErrorSlice:
 
     `q` is None where the slice was not tested. `blame` is each pair's share of the drop and sums to it. `told_by` is
     the rank of the slice that stands for this one, its own rank when it stands for itself, 0 when it was not grouped.
+    `doubtful` are its attributes whose tags a check found not to be relied on.
     """
 
     rank: int
@@ -44,6 +45,7 @@ class ErrorSlice:
     blame: tuple[float, ...]
     told_by: int
     pictures: tuple[Picture, ...] = ()
+    doubtful: tuple[str, ...] = ()
 
     @property
     def may_be_luck(self) -> bool:

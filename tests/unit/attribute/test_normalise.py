@@ -8,7 +8,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.attribute import normalise
-from services.attribute.normalise import attributes, candidates, clean_name, clean_tags, overlap_key
+from services.attribute.catalogue import catalogue
+from services.attribute.normalise import (
+    COMPARISON,
+    DIFFICULTY,
+    DIRECT,
+    USER,
+    Candidate,
+    Gathering,
+    attributes,
+    checked,
+    clean_name,
+    clean_tags,
+    limited,
+    overlap_key,
+)
 from shared.images.measures import MEASURES
 from shared.prompting import load_prompt, prompts_root
 from shared.schema import (
@@ -44,23 +58,54 @@ proposals = st.dictionaries(st.sampled_from(Category), st.lists(st.tuples(names,
 taken_lists = st.sampled_from([(), (BRIGHTNESS,), (MAIN_OBJECT, BRIGHTNESS)])
 
 
+def merges(found: Sequence[Candidate]) -> st.SearchStrategy[list[tuple[str, str, str]]]:
+    """In circles too, of names that are there and that are not."""
+    anything = st.sampled_from([*(c.name for c in found), "brightness", "not there"])
+    return st.lists(st.tuples(anything, anything, wild), max_size=8)
+
+
+def drops(found: Sequence[Candidate]) -> st.SearchStrategy[list[tuple[str, str]]]:
+    return st.lists(st.tuples(st.sampled_from([*(c.name for c in found), "not there"]), wild), max_size=4)
+
+
 calm = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # busy machines
 
 
 @calm
-@given(proposals, classes, taken_lists, st.integers(1, 20), st.integers(4, 15), st.data())
+@given(
+    proposals,
+    classes,
+    taken_lists,
+    st.lists(st.sampled_from(sorted(MEASURES)), unique=True),
+    proposals,
+    st.integers(1, 20),
+    st.integers(4, 15),
+    st.data(),
+)
 def test_whatever_is_proposed_the_schema_obeys_the_rules(
     proposed: dict[Category, list[tuple[str, str]]],
     main_objects: list[str],
     taken: Sequence[Attribute],
+    measurable: list[str],
+    more: dict[Category, list[tuple[str, str]]],
     limit: int,
     max_tags: int,
     data: st.DataObject,
 ) -> None:
-    chosen, dropped = candidates(proposed, main_objects, taken, limit)
+    gathering = Gathering(main_objects, taken, measurable)
+    assert gathering.add(proposed, DIRECT) == len(gathering.candidates)
+    assert len(gathering.candidates) + len(gathering.dropped) == sum(map(len, proposed.values()))
+    again = gathering.add(more, COMPARISON)
+    found = gathering.candidates
+    assert len(found) == len({overlap_key(c.name) for c in found})
+    assert sum(c.sources == (COMPARISON,) for c in found) == again
+    left, merged, unfit = checked(found, [a.name for a in taken], data.draw(merges(found)), data.draw(drops(found)))
+    assert len(left) + len(merged) + len(unfit) == len(found)
+    assert {m.into for m in merged} <= {c.name for c in (*left, *merged, *unfit)}
+    chosen, over = limited(left, limit)
     assert len(chosen) <= limit
-    assert len(chosen) + len(dropped) == sum(map(len, proposed.values()))
-    assert all(out.reason for out in dropped)
+    assert len(chosen) + len(over) == len(left)
+    assert all(out.reason for out in (*gathering.dropped, *merged, *unfit, *over))
     lists = {candidate.name: data.draw(tags) for candidate in chosen if data.draw(st.integers(0, 5))}
     kept, untagged = attributes(chosen, lists, max_tags)
     assert len(kept) + len(untagged) == len(chosen)
@@ -75,7 +120,8 @@ def test_whatever_is_proposed_the_schema_obeys_the_rules(
         if attribute.category is Category.BACKGROUND and not attribute.name.startswith("is "):
             assert attribute.tags[-1] == NOT_VISIBLE
         assert attribute.tagger is Tagger.VLM
-        assert attribute.category in proposed
+        assert attribute.category in proposed | more
+        assert set(attribute.sources) <= {DIRECT, COMPARISON}
 
 
 @calm
@@ -153,14 +199,14 @@ def test_not_the_same(one: str, other: str) -> None:
     ["brightness", "Image Brightness", "exposure", "overall appearance", "object class", "Main Object", "bear", ""],
 )
 def test_left_out(name: str) -> None:
-    chosen, dropped = candidates({Category.GLOBAL: [(name, "")]}, ["bear"], [BRIGHTNESS], 72)
-    assert not chosen
-    assert len(dropped) == 1
+    gathering = Gathering(["bear"], [BRIGHTNESS])
+    assert not gathering.add({Category.GLOBAL: [(name, "")]}, DIRECT)
+    assert len(gathering.dropped) == 1
 
 
 def test_over_the_limit_the_last_of_each_category_go() -> None:
-    proposed = {c: [(f"{c.value[0]}{i} thing", "") for i in range(40)] for c in Category}
-    chosen, dropped = candidates(proposed, ["bear"], (), MAX_ATTRIBUTES)
+    found = [Candidate(f"{c.value[0]}{i} thing", c, "") for c in Category for i in range(40)]
+    chosen, dropped = limited(found, MAX_ATTRIBUTES)
     assert [c.name for c in chosen] == [f"{c.value[0]}{i} thing" for c in Category for i in range(24)]
     assert len(dropped) == 120 - MAX_ATTRIBUTES
 
@@ -195,15 +241,109 @@ def test_other_words_for_measures_are_of_measures() -> None:
     assert set(normalise._MEASURED_AS) <= set(MEASURES)
 
 
-def test_the_examples_of_the_prompts_obey_the_conventions() -> None:
+def test_all_that_the_catalogue_measures_is_known_by_its_name() -> None:
+    """So that a measure that tells nothing about a dataset is not asked of a model under the catalogue's name."""
+    for entry in catalogue():
+        assert overlap_key(entry.name) in normalise._keys_of(entry.measure), entry.name
+        gathering = Gathering(["bear"], (), [entry.measure])
+        assert not gathering.add({Category.GLOBAL: [(entry.name, "")]}, DIRECT)
+        assert "measured" in gathering.dropped[0].reason
+
+
+def test_every_source_that_named_an_attribute_is_kept() -> None:
+    gathering = Gathering(["bear"])
+    assert gathering.add({Category.MAIN_OBJECT: [("bear color", "its"), ("Color of bear", "")]}, DIRECT) == 1
+    assert gathering.add({Category.GLOBAL: [("colour of the object", "")]}, DIFFICULTY) == 0
+    assert gathering.add({Category.MAIN_OBJECT: [("object color", ""), ("pose", "")]}, COMPARISON) == 1
+    color, pose = gathering.candidates
+    assert (color.name, color.category, color.description) == ("object color", Category.MAIN_OBJECT, "its")
+    assert color.sources == (DIRECT, DIFFICULTY, COMPARISON)
+    assert pose.sources == (COMPARISON,)
+    assert len(gathering.dropped) == 1
+
+
+def test_what_an_answer_would_bring_can_be_tried() -> None:
+    gathering = Gathering(["bear"])
+    assert gathering.copy().add({Category.GLOBAL: [("weather", ""), ("bear", "")]}, DIRECT) == 1
+    assert not gathering.candidates
+    assert not gathering.dropped
+
+
+def candidate(name: str, *sources: str) -> Candidate:
+    return Candidate(name, Category.MAIN_OBJECT, "", sources or (DIRECT,))
+
+
+def test_a_merge_hands_the_sources_on() -> None:
+    found = [candidate("pose"), candidate("placement", DIFFICULTY), candidate("stance", COMPARISON), candidate("light")]
+    left, merged, dropped = checked(
+        found,
+        ["brightness"],
+        [
+            ("stance", "placement", "same"),
+            ("placement", "pose", ""),
+            ("pose", "stance", "a circle"),
+            ("light", "brightness", "x"),
+        ],
+        [],
+    )
+    assert [(c.name, c.sources) for c in left] == [("pose", (DIRECT, DIFFICULTY, COMPARISON))]
+    assert [(m.name, m.into) for m in merged] == [("stance", "placement"), ("placement", "pose")]
+    assert [(out.name, out.reason) for out in dropped] == [("light", "says the same as 'brightness': x")]
+
+
+def test_what_the_user_named_stays() -> None:
+    found = [candidate("Fur", USER), candidate("coat"), candidate("charm", USER), candidate("size", USER)]
+    left, merged, dropped = checked(
+        found, [], [("Fur", "coat", "same"), ("size", "charm", "same")], [("charm", "vague"), ("size", "vague")]
+    )
+    assert [c.name for c in left] == ["Fur", "charm", "size"]
+    assert left[0].sources == (USER, DIRECT)
+    assert [(m.name, m.into) for m in merged] == [("coat", "Fur")]
+    assert not dropped
+    kept, over = limited([candidate(f"thing {i}") for i in range(5)] + found, 4)
+    assert {"Fur", "charm", "size"} < {c.name for c in kept}
+    assert len(over) == 5
+    gathering = Gathering(["bear"], [BRIGHTNESS])
+    gathering.add_own([candidate("Bear Colour", USER), candidate("Exposure", USER)])
+    assert gathering.names == ["Bear Colour"]  # the user's name, not ours
+    assert gathering.dropped[0].name == "Exposure"
+    (kept_own,), _ = attributes(gathering.candidates, {"Bear Colour": ["yes", "no"]}, 15)
+    assert kept_own.name == "Bear Colour"
+
+
+def test_with_too_many_those_that_most_sources_named_stay() -> None:
+    found = [candidate("a b"), candidate("c d"), candidate("e f", DIRECT, DIFFICULTY)]
+    chosen, dropped = limited(found, 2)
+    assert [c.name for c in chosen] == ["a b", "e f"]
+    assert [out.name for out in dropped] == ["c d"]
+
+
+@pytest.mark.parametrize("task", [None, *Task])
+def test_the_examples_of_the_prompts_obey_the_conventions(task: Task | None) -> None:
     """What the model is shown must be what the code keeps."""
-    for example in load_prompt("attribute", "attributes", root=prompts_root()).examples:
-        proposed = {c: [(a["name"], a["description"]) for a in example.answer[c.value]] for c in Category}
-        chosen, dropped = candidates(proposed, example.inputs["main_objects"], (), 72)
-        assert not dropped
-        assert [c.name for c in chosen] == [name for listed in proposed.values() for name, _ in listed]
-    for example in load_prompt("attribute", "tags", root=prompts_root()).examples:
+    root = prompts_root()
+    for name in ("attributes", "comparison", "difficulty", "confusion"):
+        for example in load_prompt("attribute", name, task and task.value, root=root).examples:
+            proposed = {c: [(a["name"], a["description"]) for a in example.answer[c.value]] for c in Category}
+            classes = example.inputs.get("main_objects") or [example.inputs["main_object"]]
+            known = [Candidate(n, Category.GLOBAL, "", (USER,)) for n in example.inputs["known"]]
+            gathering = Gathering(classes)
+            gathering.add_own(known)
+            gathering.add(proposed, DIRECT)
+            assert not gathering.dropped
+            assert gathering.names[len(known) :] == [name for listed in proposed.values() for name, _ in listed]
+    for example in load_prompt("attribute", "tags", root=root).examples:
         for asked, given_ in zip(example.inputs["attributes"], example.answer["attributes"], strict=True):
             assert asked["name"] == given_["name"]
             kept = clean_tags(asked["name"], Category(asked["category"]), given_["tags"], 15)
             assert list(kept) == given_["tags"]
+    for example in load_prompt("attribute", "settle", root=root).examples:
+        for asked, given_ in zip(example.inputs["attributes"], example.answer["attributes"], strict=True):
+            tags = [group["tag"] for group in given_["tags"]]
+            assert list(clean_tags(asked["name"], Category(asked["category"]), tags, 15)) == tags
+            covered = [tag for group in given_["tags"] for tag in group["covers"]]
+            assert sorted(covered) == sorted(asked["tags"])
+            assert all(set(pair) <= set(asked["tags"]) for pair in asked["near"])
+    for example in load_prompt("attribute", "look", root=root).examples:
+        lists = {a["name"]: a["tags"] for a in example.inputs["attributes"]}
+        assert all(item["tag"] not in lists[item["attribute"]] for item in example.answer["missing"])

@@ -98,6 +98,7 @@ class Gateway(
         self.streamed = None  # the columns of a slice stream; all when None
         self.faults = []  # gRPC codes with which the next calls fail before they reach a service
         self.watching = threading.Event()
+        self.problem = None  # with which a prediction fails
 
     def _enter(self, request, context):
         self.requests.append(request)
@@ -178,6 +179,10 @@ class Gateway(
 
     def CreateSchema(self, request, context):
         self._enter(request, context)
+        for i, attribute in enumerate(request.schema.attributes):
+            if len(set(attribute.tags)) < len(attribute.tags):
+                wrong = (f"schema.attributes[{i}].tags", f"'{attribute.attribute}' has a tag twice")
+                refuse(context, grpc.StatusCode.INVALID_ARGUMENT, ": ".join(wrong), "INVALID_INPUT", [wrong])
         request.schema.name = f"{request.parent}/schemas/s{len(self.schemas)}"
         self.schemas[request.schema.name] = request.schema
         self.schemas[f"{request.parent}/schemas/current"] = request.schema
@@ -188,6 +193,13 @@ class Gateway(
         if request.name not in self.schemas:
             refuse(context, grpc.StatusCode.NOT_FOUND, f"there is no {request.name}")
         return schema_pb2.GetSchemaResponse(schema=self.schemas[request.name])
+
+    def ListSchemas(self, request, context):
+        self._enter(request, context)
+        kept = [s for name, s in self.schemas.items() if name == s.name and name.startswith(f"{request.parent}/")]
+        at = int(request.page_token or 0)
+        more = str(at + 1) if at + 1 < len(kept) else ""
+        return schema_pb2.ListSchemasResponse(schemas=kept[at : at + 1], next_page_token=more)
 
     def add_run(self, run_id="abc", state=types_pb2.JOB_STATE_SUCCEEDED, **fields):
         run = run_pb2.Run(
@@ -398,7 +410,53 @@ class Gateway(
             replaced=types_pb2.AttributeTag(attribute="colour", tag="red"),
             similarity=0.875,
         )
+        if request.parent.endswith("prior"):
+            predicted = prediction_pb2.PredictedSlice(
+                rank=1, tags=[pair], method=prediction_pb2.PREDICTION_METHOD_PRIOR, known_count=3, expected_mean=0.25
+            )
+        elif request.parent.endswith("instruction"):
+            predicted = prediction_pb2.PredictedSlice(
+                rank=1, tags=[pair], method=prediction_pb2.PREDICTION_METHOD_INSTRUCTION, target="[bold]kettle"
+            )
         return prediction_pb2.ListPredictedSlicesResponse(predicted_slices=[predicted])
+
+    def CreatePrediction(self, request, context):
+        self._enter(request, context)
+        method = prediction_pb2.PredictionMethod.Name(request.method).removeprefix("PREDICTION_METHOD_").lower()
+        name = f"datasets/bears/predictions/{method}"
+        return prediction_pb2.CreatePredictionResponse(job=job(types_pb2.JOB_STATE_RUNNING, name=name))
+
+    def WatchPrediction(self, request, context):
+        self._enter(request, context)
+        yield prediction_pb2.WatchPredictionResponse(job=job(types_pb2.JOB_STATE_RUNNING, name=request.name))
+        ended = job(types_pb2.JOB_STATE_SUCCEEDED, name=request.name)
+        if self.problem is not None:
+            ended.state = types_pb2.JOB_STATE_FAILED
+            ended.problem.CopyFrom(self.problem)
+        yield prediction_pb2.WatchPredictionResponse(job=ended)
+
+    def VerifyPredictions(self, request, context):
+        self._enter(request, context)
+        response = prediction_pb2.VerifyPredictionsResponse(overall_mean=0.75, scored_count=1200)
+        for i, name in enumerate(request.predictions):
+            verified = response.predictions.add(
+                prediction=name,
+                method=prediction_pb2.PREDICTION_METHOD_PRIOR if name.endswith("prior") else 1,
+                pair_counts=[2, 3],
+                predicted_slice_count=1,
+            )
+            one = verified.slices.add(rank=1, scored_count=0 if i else 12)
+            if not i:
+                one.mean, one.drop, one.interval_low, one.interval_high, one.is_error_slice = 0.25, 0.5, 0.1, 0.6, True
+                verified.verified.CopyFrom(
+                    prediction_pb2.VerifiedDrop(
+                        slice_count=1, mean_drop=0.5, interval_low=0.25, interval_high=0.625, error_slice_share=1
+                    )
+                )
+                verified.base.CopyFrom(
+                    prediction_pb2.VerifiedDrop(slice_count=40, mean_drop=0.0625, error_slice_share=0.125)
+                )
+        return response
 
     def GetSelection(self, request, context):
         self._enter(request, context)

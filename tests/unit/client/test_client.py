@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from hibug2 import Client, HiBug2Error, RunStopped, UserError, messages
-from hibug2.v1 import slice_pb2, types_pb2
+from hibug2.v1 import dataset_pb2, slice_pb2, types_pb2
 
 PENDING, RUNNING, SUCCEEDED, FAILED, CANCELLED = (
     types_pb2.JOB_STATE_PENDING,
@@ -72,14 +72,17 @@ def test_scores_and_models(client, gateway):
 
 
 def test_schemas_from_mappings_and_files(client, tmp_path):
-    data = {
-        "task": "classification",
-        "main_objects": [],
-        "attributes": [{"name": "pose", "category": "main_object", "tags": ["sitting", "lying"], "tagger": "vlm"}],
+    pose = {
+        "name": "pose",
+        "category": "main_object",
+        "tags": ["sitting", "lying"],
+        "tagger": "vlm",
+        "sources": ["user"],
     }
+    data = {"task": "classification", "main_objects": [], "attributes": [pose]}
     stored = client.import_schema("bears", data)
     (tmp_path / "s.yaml").write_text(
-        "task: classification\nattributes:\n- {name: pose, category: main_object, tags: [sitting, lying]}\n"
+        "task: classification\nmain_objects: []\nattributes:\n- {name: pose, tags: [sitting, lying]}\n"
     )
     again = client.import_schema("bears", tmp_path / "s.yaml")
     assert messages.schema_to_json(again) == messages.schema_to_json(stored) == data
@@ -88,6 +91,33 @@ def test_schemas_from_mappings_and_files(client, tmp_path):
     (tmp_path / "s.json").write_text("{")
     with pytest.raises(UserError, match="is not JSON"):
         client.import_schema("bears", tmp_path / "s.json")
+    assert [s.name for s in client.schemas("bears")] == [stored.name, again.name]
+
+
+def test_names_and_tags_are_enough_for_a_schema(client, gateway):
+    gateway.datasets["bears"] = dataset_pb2.Dataset(
+        name="datasets/bears", task=types_pb2.TASK_POSE, main_objects=["bear", "cub"]
+    )
+    stored = client.import_schema(
+        "bears", {"attributes": {"object pose": ["sitting", "lying"], "is wet": ["yes", "no"]}}
+    )
+    assert (stored.task, list(stored.main_objects)) == (types_pb2.TASK_POSE, ["bear", "cub"])
+    assert [(a.attribute, a.category, a.tagger, list(a.sources)) for a in stored.attributes] == [
+        (name, types_pb2.CATEGORY_MAIN_OBJECT, types_pb2.TAGGER_VLM, ["user"]) for name in ("object pose", "is wet")
+    ]
+    assert not client.import_schema("bears", {"main_objects": [], "attributes": {"a": ["b", "c"]}}).main_objects
+
+
+def test_edits_are_done_together_or_not_at_all(client, gateway):
+    client.import_schema("bears", {"task": "pose", "main_objects": [], "attributes": {"pose": ["a", "b"]}})
+    edited = client.edit_schema("bears", [("rename", "pose=object pose"), ("lock", "object pose")])
+    assert [(a.attribute, a.locked) for a in edited.attributes] == [("object pose", True)]
+    assert client.edit_schema("bears", [("lock", "object pose")]).name == edited.name
+    asked = len(gateway.requests)
+    with pytest.raises(UserError, match="is locked"):
+        client.edit_schema("bears", [("add", "color=red,blue"), ("drop", "object pose")])
+    assert len(gateway.requests) == asked + 1
+    assert client.schema("bears") == edited
 
 
 def test_a_run_is_followed_to_its_end(client, gateway):
@@ -180,7 +210,7 @@ def test_slices_by_stream_and_by_page_are_the_same(client, gateway, dictionary):
 
 def test_slices_of_an_enumeration_say_nothing_of_a_model(client, gateway):
     """In a stream that column is not there at all, in a page the message is not set."""
-    scores = messages.SLICES.names[3:]
+    scores = messages.SLICES.names[3:-1]
     bare = slice_pb2.Slice(rank=0, tags=[types_pb2.AttributeTag(attribute="a", tag="b")], instance_count=4)
     row = messages.rows(pa.Table.from_batches([messages.slices_batch([bare])]))[0]
     assert {name: row[name] for name in scores} == dict.fromkeys(scores)

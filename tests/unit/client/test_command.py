@@ -186,7 +186,7 @@ def test_a_detached_run_prints_its_name(hibug2):
 
 
 def test_a_schema_file_is_imported_before_the_run(hibug2, gateway, tmp_path):
-    data = {"task": "classification", "attributes": [{"name": "pose", "category": "main_object", "tags": ["a", "b"]}]}
+    data = {"task": "classification", "main_objects": [], "attributes": {"pose": ["a", "b"]}}
     (tmp_path / "s.json").write_text(json.dumps(data))
     hibug2("run", "bears", "--model", "v1", "--detach", "--schema", tmp_path / "s.json")
     assert gateway.requests[-1].schema == "datasets/bears/schemas/s0"
@@ -275,6 +275,15 @@ def test_slices_that_were_not_tested_have_no_such_columns(capsys):
     assert plain == ["rank", "slice", "count", "mean", "drop", "errors"]
     assert tested == [*plain, "q"]
     assert cells[-1] == "<0.001"
+
+
+def test_doubtful_tags_are_marked(capsys):
+    tags = [{"attribute": "mood", "tag": "calm"}, {"attribute": "light", "tag": "dark"}]
+    row = {"rank": 1, "tags": tags, "count": 5, "mean": 0.5, "drop": 0.25, "error_share": 0.1, "q_value": None}
+    show.slices([{**row, "family": None, "doubtful": ["mood"]}], Console(width=100))
+    family = {**row, "cover_rank": 1, "covered_share": 0.5, "member_ranks": [1], "doubtful": ["mood"]}
+    show.families([family], Console(width=120))
+    assert capsys.readouterr().out.count("mood: calm (doubtful) · light: dark  ") == 2
 
 
 def test_families_for_people_and_for_programs(hibug2, gateway):
@@ -433,22 +442,6 @@ def test_the_report_is_written(hibug2, gateway, tmp_path, monkeypatch):
     assert "--compare: 'v2' is not MODEL=METHOD" in hibug2("report", "abc", "--compare", "v2", code=2).stderr
     assert "is a folder" in hibug2("report", "abc", "--out", tmp_path, code=2).stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hibug2-abc.html", "r.html"]
-
-
-def test_schemas_are_shown_and_survive_export_and_import(hibug2, tmp_path):
-    data = {
-        "task": "classification",
-        "main_objects": ["cat"],
-        "attributes": [{"name": "pose", "category": "main_object", "tags": ["a", "b"], "tagger": "vlm"}],
-    }
-    (tmp_path / "s.json").write_text(json.dumps(data))
-    assert "pose" in hibug2("schema", "import", "bears", tmp_path / "s.json").stdout
-    assert json.loads(hibug2("schema", "export", "bears").stdout) == data
-    hibug2("schema", "export", "bears", "s0", "--out", tmp_path / "e.json")
-    assert json.loads((tmp_path / "e.json").read_text()) == data
-    shown = json.loads(hibug2("schema", "show", "bears", "--json").stdout)
-    assert shown == {"name": "datasets/bears/schemas/s0", **data}
-    assert "there is no" in hibug2("schema", "show", "ants", code=2).stderr
 
 
 def test_enumerate_writes_the_promised_parquet(hibug2, tmp_path):

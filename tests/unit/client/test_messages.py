@@ -24,7 +24,13 @@ SCHEMA = {
             "sources": ["catalogue"],
             "locked": True,
         },
-        {"name": "is sitting", "category": "main_object", "tags": ["yes", "no", "not visible"], "tagger": "vlm"},
+        {
+            "name": "is sitting",
+            "category": "main_object",
+            "tags": ["yes", "no", "not visible"],
+            "tagger": "vlm",
+            "sources": ["user"],
+        },
     ],
 }
 
@@ -44,10 +50,16 @@ def changed(**fields):
     [
         ([], "schema"),
         ({**SCHEMA, "task": "sorting"}, "schema.task"),
-        ({**SCHEMA, "attributes": {}}, "schema.attributes"),
+        ({**SCHEMA, "attributes": "x"}, "schema.attributes"),
+        ({**SCHEMA, "attributes": {"x": "red"}}, "schema.attributes[0].tags"),
+        ({**SCHEMA, "tags": []}, "schema.tags"),
         ({**SCHEMA, "main_objects": "cat"}, "schema.main_objects"),
         ({**SCHEMA, "attributes": ["x"]}, "schema.attributes[0]"),
-        ({**SCHEMA, "attributes": [{"name": "x", "tags": []}]}, "schema.attributes[0].category"),
+        ({**SCHEMA, "attributes": [{"name": "x"}]}, "schema.attributes[0].tags"),
+        ({**SCHEMA, "attributes": [{"tags": ["a", "b"]}]}, "schema.attributes[0].name"),
+        (changed(lock=True), "schema.attributes[0].lock"),
+        (changed(locked="yes"), "schema.attributes[0].locked"),
+        (changed(measure={"name": "x", "edge": [1]}), "schema.attributes[0].measure.edge"),
         (changed(category="unspecified"), "schema.attributes[0].category"),
         (changed(tags=[True, "no"]), "schema.attributes[0].tags[0]"),
         (changed(measure={"edges": [1]}), "schema.attributes[0].measure"),

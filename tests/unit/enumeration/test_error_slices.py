@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.enumeration.error_slices import find_error_slices, wilson_interval
+from services.enumeration.error_slices import find_error_slices
 from services.enumeration.lattice import Slices, enumerate_slices, item_offsets
+from shared.intervals import wilson_interval
 from tests.unit.enumeration import references
 from tests.unit.enumeration.tables import tables
 

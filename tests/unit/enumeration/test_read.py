@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.enumeration.read import choose, tags_column, vocabulary
+from services.enumeration.read import choose, doubtful_column, doubtful_counts, tags_column, vocabulary
 from shared.errors import InvalidInput
 
 NAMES = ["color", "the mood", 'a "b" \\ c']
@@ -129,3 +129,14 @@ def test_items_are_told_in_words(slices):
     items, _ = slices
     told = tags_column(items, WORDS).to_pylist()
     assert told == [[{"attribute": PAIRS[i][0], "tag": PAIRS[i][1]} for i in row if i >= 0] for row in items]
+
+
+@given(stored(), st.sets(st.sampled_from([*NAMES, "size"])))
+def test_doubtful_attributes_are_told_and_counted_for_each_slice(found, doubtful):
+    items, _ = found
+    expected = [[PAIRS[item][0] for item in row if item >= 0 and PAIRS[item][0] in doubtful] for row in items]
+    assert doubtful_column(items, WORDS, doubtful).to_pylist() == expected
+    counts = doubtful_counts(items, WORDS, doubtful)
+    assert counts.tolist() == [len(names) for names in expected]
+    kept = choose({"doubtful": counts}, items, WORDS, "doubtful = 0", "")
+    assert kept.tolist() == [i for i, names in enumerate(expected) if not names]

@@ -6,7 +6,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.enumeration.error_slices import find_error_slices, wilson_interval
+from services.enumeration.error_slices import find_error_slices
 from services.enumeration.lattice import Slices, enumerate_slices, score_slices, slice_rows
 from services.enumeration.statistics import (
     chance_of,
@@ -14,13 +14,13 @@ from services.enumeration.statistics import (
     found_by_chance,
     halves,
     hypergeometric_tail,
-    mean_intervals,
     p_values,
     permuted_scores,
     q_values,
     slice_significance,
 )
 from shared.errors import InvalidInput
+from shared.intervals import mean_intervals, wilson_interval
 from tests.load.shapes import paper_table
 from tests.unit.enumeration import references
 from tests.unit.enumeration.tables import tables

@@ -164,6 +164,18 @@ def test_the_cover_says_how_many_hold_a_share(data: page.ReportData) -> None:
     assert (0.5 in dict(cover.needed)) == (cover.error_share >= 0.5)
 
 
+def test_doubtful_attributes_are_told_with_each_slice_that_has_them(tmp_path: Path) -> None:
+    report(tmp_path)
+    artifacts = Artifacts(Store((tmp_path / "store").as_uri()), "default")
+    doubts = [{"attribute": f"a{i}", "doubt": "so so" if i == 1 else ""} for i in range(len(TAGS))]
+    artifacts.write_quality(Name(DATASET, "taggings", "t1"), {"attributes": doubts})
+    found = report(tmp_path)
+    slices = [*found.error_slices, *(family.told_by for family in found.cover.families)]
+    assert {s.doubtful for s in slices} == {(), ("a1",)}
+    assert all(("a1" in s.doubtful) == ("a1" in dict(s.pairs)) for s in slices)
+    assert render(found).count("doubtful tags: a1") == sum(bool(s.doubtful) for s in slices)
+
+
 def test_what_chance_names_is_passed_on_or_left_out(data: page.ReportData, tmp_path: Path) -> None:
     assert data.by_chance is not None
     assert data.by_chance.shuffle_count == 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from itertools import pairwise
 
 import numpy as np
@@ -10,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.prediction.encoder import StaticEncoder
-from services.prediction.substitution import _row_keys, embed_tags, substitute_tags, tag_phrases
+from services.prediction.substitution import OBJECT, embed_tags, main_object_of, substitute_tags, tag_phrases
 from shared.errors import InvalidInput, Precondition
 from shared.schema import MAIN_OBJECT, NOT_VISIBLE, Attribute, Category, Schema, Tagger, Task
+from shared.text import StaticEncoder
 
 
 def schema_of(tags: dict[str, list[str]], main_objects=("bear",)) -> Schema:
@@ -52,14 +53,16 @@ def cases(draw):
     others = list(dict.fromkeys(row() for _ in range(draw(st.integers(0, 12)))))
     # Few different values, so that ties happen.
     drop = draw(st.lists(st.sampled_from([0.25, 0.5, 0.75]), min_size=len(errors), max_size=len(errors)))
-    vectors = draw(st.lists(st.integers(0, 3), min_size=int(offsets[-1]), max_size=int(offsets[-1])))
-    embeddings = np.array([[1, 0], [1, 1], [0, 1], [-1, 2]], np.float32)[vectors]
+    # Tags lie otherwise when they are said of one of the first two classes.
+    vectors = st.lists(st.integers(0, 3), min_size=int(offsets[-1]), max_size=int(offsets[-1]))
+    rows = np.array([[1, 0], [1, 1], [0, 1], [-1, 2]], np.float32)
+    said = {main_object: rows[draw(vectors)] for main_object in ("tag 0", "tag 1", "")}
     return (
         schema,
         np.array(errors, np.int32),
         np.array(sorted(drop, reverse=True)),
         np.array(errors + others, np.int32).reshape(-1, depth),
-        embeddings,
+        lambda main_object: said.get(main_object, said[""]),
         {
             "neighbours": draw(st.integers(1, 4)),
             "max_per_class": draw(st.integers(1, 5)),
@@ -69,17 +72,18 @@ def cases(draw):
     )
 
 
-def reference(schema, errors, drop, enumerated, embeddings, options):
+def reference(schema, errors, drop, enumerated, embed, options):
     """One dict lookup at a time: slice -> (score, origin, from, to, similarity, all origins)."""
     attribute_of, tag_of = [], []
     for a, attribute in enumerate(schema.attributes):
         attribute_of += [a] * len(attribute.tags)
         tag_of += attribute.tags
     known = {tuple(row) for row in enumerated.tolist()}
-    unit = embeddings.astype(np.float64)
-    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     reached: dict[tuple, list] = {}
     for origin, row in enumerate(errors.tolist()):
+        named = [tag_of[i] for i in row if i >= 0 and schema.attributes[attribute_of[i]].name == MAIN_OBJECT]
+        unit = embed(named[0] if named else schema.main_objects[0]).astype(np.float64)
+        unit /= np.linalg.norm(unit, axis=1, keepdims=True)
         for place, item in enumerate(row):
             if item < 0:
                 continue
@@ -103,20 +107,20 @@ def reference(schema, errors, drop, enumerated, embeddings, options):
     kept, of_class = [], {}
     for _, changed in ranked:
         named = [i for i in changed if i >= 0 and schema.attributes[attribute_of[i]].name == MAIN_OBJECT]
-        if named:
-            of_class[named[0]] = of_class.get(named[0], 0) + 1
-            if of_class[named[0]] > options["max_per_class"]:
-                continue
+        of_it = named[0] if named else None
+        of_class[of_it] = of_class.get(of_it, 0) + 1
+        if of_class[of_it] > options["max_per_class"]:
+            continue
         kept.append((changed, sorted(reached[changed])))
     return kept[: options["max_predictions"]]
 
 
 @given(cases())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_equals_the_reference(case):
-    schema, errors, drop, enumerated, embeddings, options = case
-    found = substitute_tags(schema, errors, drop, enumerated, embeddings, **options)
-    expected = reference(schema, errors, drop, enumerated, embeddings, options)
+    schema, errors, drop, enumerated, embed, options = case
+    found = substitute_tags(schema, errors, drop, enumerated, embed, **options)
+    expected = reference(schema, errors, drop, enumerated, embed, options)
     assert [tuple(row) for row in found.items.tolist()] == [changed for changed, _ in expected]
     for i, (_, ways) in enumerate(expected):
         score, origin, old, new, similarity = ways[0]
@@ -128,10 +132,10 @@ def test_equals_the_reference(case):
 
 
 @given(cases())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_what_every_prediction_obeys(case):
-    schema, errors, drop, enumerated, embeddings, options = case
-    found = substitute_tags(schema, errors, drop, enumerated, embeddings, **options)
+    schema, errors, drop, enumerated, embed, options = case
+    found = substitute_tags(schema, errors, drop, enumerated, embed, **options)
     attribute_of = [a for a, attribute in enumerate(schema.attributes) for _ in attribute.tags]
     tags = [tag for attribute in schema.attributes for tag in attribute.tags]
     rows = [tuple(row) for row in found.items.tolist()]
@@ -153,42 +157,33 @@ def test_what_every_prediction_obeys(case):
 
 
 @given(cases(), st.randoms(use_true_random=False))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_the_order_of_the_enumerated_slices_does_not_matter(case, random):
-    schema, errors, drop, enumerated, embeddings, options = case
+    schema, errors, drop, enumerated, embed, options = case
     shuffled = enumerated.copy()
     order = list(range(len(shuffled)))
     random.shuffle(order)
-    one = substitute_tags(schema, errors, drop, enumerated, embeddings, **options)
-    two = substitute_tags(schema, errors, drop, shuffled[order], embeddings, **options)
+    one = substitute_tags(schema, errors, drop, enumerated, embed, **options)
+    two = substitute_tags(schema, errors, drop, shuffled[order], embed, **options)
     for column in dataclasses.fields(one):
         np.testing.assert_array_equal(getattr(one, column.name), getattr(two, column.name))
 
 
-@given(
-    st.integers(1, 72_000),
-    st.integers(1, 6).flatmap(
-        lambda d: st.lists(st.lists(st.integers(-1, 71_999), min_size=d, max_size=d), max_size=20)
-    ),
-)
-def test_row_keys_order_rows_at_any_width(n_items, rows):
-    rows = [[min(i, n_items - 1) for i in row] for row in rows]
-    items = np.array(rows, np.int32).reshape(len(rows), -1 if rows else 3)
-    keys = _row_keys(items, n_items)
-    assert (keys >= 0).all()
-    by_key = sorted(range(len(rows)), key=lambda i: (keys[i], i))
-    assert by_key == sorted(range(len(rows)), key=lambda i: (rows[i], i))
-    assert len(set(keys.tolist())) == len(set(map(tuple, rows)))
-
-
 def test_phrases_name_the_attribute_and_the_main_object():
-    tags = {MAIN_OBJECT: ["bear"], "fur color": ["brown", "black"]}
-    assert tag_phrases(schema_of(tags)) == [
+    schema = schema_of({MAIN_OBJECT: ["bear", "cat"], "fur color": ["brown", "black"]}, ["bear", "cat"])
+    assert tag_phrases(schema, "cat") == [
         "photo of bear",
-        "photo of bear, fur color: brown",
-        "photo of bear, fur color: black",
+        "photo of cat",
+        "photo of cat, fur color: brown",
+        "photo of cat, fur color: black",
     ]
-    assert tag_phrases(schema_of(tags, ["bear", "cat"]))[1] == "photo of object, fur color: brown"
+
+
+def test_a_slice_speaks_of_the_class_that_it_names_or_of_the_only_one():
+    tags = {MAIN_OBJECT: ["bear", "cat"], "fur color": ["brown", "black"]}
+    several, one = schema_of(tags, ["bear", "cat"]), schema_of({"fur color": ["brown", "black"]}, ["bear"])
+    assert [main_object_of(several, item) for item in (0, 1, -1)] == ["bear", "cat", OBJECT]
+    assert main_object_of(one, -1) == "bear"
 
 
 def test_embeddings_are_in_item_order():
@@ -199,9 +194,9 @@ def test_embeddings_are_in_item_order():
             return np.array([[len(text), 1] for text in texts], np.float32)
 
     schema = schema_of({"size": ["s", "mid", "large"], "pose": ["up", "lying"]})
-    rows = embed_tags(schema, ByLength())
+    rows = embed_tags(schema, ByLength(), "bear")
     tags = ["s", "mid", "large", "up", "lying"]
-    lengths = [len(tag) + len(phrase) for tag, phrase in zip(tags, tag_phrases(schema), strict=True)]
+    lengths = [len(tag) + len(phrase) for tag, phrase in zip(tags, tag_phrases(schema, "bear"), strict=True)]
     np.testing.assert_allclose(rows[:, 0] / rows[:, 1], np.array(lengths) / 2, rtol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
 
@@ -211,7 +206,9 @@ def test_the_embedded_encoder_finds_the_tag_that_means_the_same():
     settings = ["forest", "indoors", "street", "living room"]
     schema = schema_of({"object color": colors, "setting": settings})
     error = np.array([[0, 6]], np.int32)  # red, indoors
-    found = substitute_tags(schema, error, np.array([0.4]), error, embed_tags(schema, StaticEncoder()), neighbours=1)
+    encoder = StaticEncoder()
+    embed = functools.partial(embed_tags, schema, encoder)
+    found = substitute_tags(schema, error, np.array([0.4]), error, embed, neighbours=1)
     # crimson for red, living room for indoors
     assert {tuple(row) for row in found.items.tolist()} == {(3, 6), (0, 8)}
 
@@ -221,6 +218,10 @@ ERRORS = np.array([[0, 2]], np.int32)
 DROP = np.array([0.5])
 KNOWN = np.array([[0, -1], [0, 2]], np.int32)
 UNIT = np.eye(5, dtype=np.float32)
+
+
+def embed_well(_):
+    return UNIT
 
 
 @pytest.mark.parametrize(
@@ -238,13 +239,13 @@ UNIT = np.eye(5, dtype=np.float32)
         ({"enumerated_items": np.array([[0, -1], [-2, -1]], np.int32)}, "enumerated_items[1]"),
         ({"error_drop": np.array([0.5, 0.5])}, "error_drop"),
         ({"error_drop": np.array([np.nan])}, "error_drop"),
-        ({"embeddings": UNIT[:4]}, "embeddings"),
-        ({"embeddings": np.zeros((5, 3), np.float32)}, "embeddings"),
-        ({"embeddings": np.full((5, 3), np.nan, np.float32)}, "embeddings"),
+        ({"embed": lambda _: UNIT[:4]}, "embeddings"),
+        ({"embed": lambda _: np.zeros((5, 3), np.float32)}, "embeddings"),
+        ({"embed": lambda _: np.full((5, 3), np.nan, np.float32)}, "embeddings"),
     ],
 )
 def test_bad_input_names_the_field(change, field):
-    given = {"error_items": ERRORS, "error_drop": DROP, "enumerated_items": KNOWN, "embeddings": UNIT} | change
+    given = {"error_items": ERRORS, "error_drop": DROP, "enumerated_items": KNOWN, "embed": embed_well} | change
     with pytest.raises(InvalidInput) as caught:
         substitute_tags(WELL, **given)
     assert caught.value.violations[0].field == field
@@ -252,12 +253,12 @@ def test_bad_input_names_the_field(change, field):
 
 def test_no_error_slices_is_a_missing_step():
     with pytest.raises(Precondition, match="no error slices"):
-        substitute_tags(WELL, np.empty((0, 2), np.int32), np.empty(0), KNOWN, UNIT)
+        substitute_tags(WELL, np.empty((0, 2), np.int32), np.empty(0), KNOWN, embed_well)
 
 
 def test_nothing_left_to_predict_is_an_empty_result():
     every = np.array([[0, 2], [0, 3], [0, 4]], np.int32)
-    found = substitute_tags(WELL, ERRORS, DROP, every, UNIT)
+    found = substitute_tags(WELL, ERRORS, DROP, every, embed_well)
     assert len(found) == 0
     assert found.items.shape == (0, 2)
     assert found.origin_offsets.tolist() == [0]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import base64
 import dataclasses
 import json
@@ -7,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import structlog
 
 from shared.errors import HiBug2Error, InvalidInput, NotFound
 from shared.prompting import Prompt, load_prompt, prompts_root
@@ -129,7 +131,39 @@ def test_an_input_that_is_missing_is_named(root: Path) -> None:
         load_prompt("desk", "greet", root=root).render(manner="kind")
 
 
-@pytest.mark.parametrize("attack", ["{{ ''.__class__.__mro__ }}", "{{ name.append('x') }}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{ nothing }}",
+        "{{ name.nothing }}",
+        "{{ name['nothing'] }}",
+        "{% if nothing %}a{% endif %}",
+        "{% for x in nothing %}a{% endfor %}",
+        "{{ nothing | join }}",
+        "{{ 'a' if nothing == 1 else 'b' }}",
+    ],
+)
+def test_whatever_is_undefined_is_refused(root: Path, text: str) -> None:
+    (root / "desk" / "greet.md").write_text(BASE.replace("{{ manner }}", text))
+    with pytest.raises(InvalidInput, match=r"cannot be filled in: .*(undefined|has no attribute)"):
+        load_prompt("desk", "greet", root=root).render(name={})
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "{{ ''.__class__.__mro__ }}",
+        "{{ name.append('x') }}",
+        "{{ name.__init__.__globals__ }}",
+        "{{ ''['__class__']['__mro__'] }}",
+        "{{ ('a' | attr('__class__')).mro() }}",
+        "{{ self._TemplateReference__context }}",
+        "{{ range(10000000) | list }}",
+        "{% include 'greet.schema.json' %}",
+        "{{ 1 // 0 }}",
+        "{{ 1 + 'a' }}",
+    ],
+)
 def test_templates_run_in_a_sandbox(root: Path, attack: str) -> None:
     (root / "desk" / "greet.md").write_text(BASE.replace("{{ manner }}", attack))
     prompt = load_prompt("desk", "greet", root=root)
@@ -177,6 +211,32 @@ def test_what_is_not_there_is_said(root: Path) -> None:
     with pytest.raises(NotFound, match="HIBUG2_PROMPTS_DIR"):
         prompts_root(str(root / "nowhere"))
     assert prompts_root(str(root)) == root
+
+
+async def test_the_logs_of_its_calls_name_the_prompt(root: Path) -> None:
+    prompt = load_prompt("desk", "greet", root=root)
+    other = dataclasses.replace(prompt, name="farewell", input="Bye, {{ name }}")
+    log = structlog.get_logger()
+
+    async def call(asked: Prompt, together: asyncio.Barrier) -> None:
+        with asked.in_logs():
+            await together.wait()
+            log.warning("llm call failed")
+            await asyncio.gather(asyncio.to_thread(log.warning, "in a thread"), together.wait())
+        log.warning("after")
+
+    with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
+        together = asyncio.Barrier(2)
+        await asyncio.gather(call(prompt, together), call(other, together))
+    said = sorted((line["event"], line.get("prompt", ""), line.get("prompt_digest", "")) for line in lines)
+    assert said == [
+        ("after", "", ""),
+        ("after", "", ""),
+        ("in a thread", "desk/farewell", other.digest),
+        ("in a thread", "desk/greet", prompt.digest),
+        ("llm call failed", "desk/farewell", other.digest),
+        ("llm call failed", "desk/greet", prompt.digest),
+    ]
 
 
 # --- the prompts that come with the code

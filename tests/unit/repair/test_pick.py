@@ -1,16 +1,31 @@
+"""Picks as an artifact of a small dataset in a store."""
+
 from __future__ import annotations
 
+import io
+import itertools
+from dataclasses import replace
+
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from services.repair.pick import LOWEST_MEAN, RANDOM, class_codes, pick_artifact, pool_of
-from shared.errors import Precondition
+from services.repair.methods import Method
+from services.repair.pick import Wanted, class_codes, pick_artifact, pool_of, read_picks
+from shared.errors import InvalidInput, NotFound, Precondition
 from shared.names import Name
 from shared.schema import UNKNOWN
-from shared.store.artifacts import items_of
+from shared.store.artifacts import ModelRecord, items_of, table_digest
 from tests.unit.shared.world import OFFSETS, POOL, RANKING, SCHEMA, TAGGING, N, World
 
 NAME = Name("pets", "selections", "s")
+WANTED = Wanted(Method.LOWEST_MEAN, 1000, "pool")
+PROBABLE = [m for m in Method if m in ("least_confidence", "margin", "entropy", "slices_and_margin")]
+
+
+def no_file(uri: str):
+    raise AssertionError(f"{uri} was opened")
 
 
 @pytest.fixture(scope="module")
@@ -18,16 +33,45 @@ def world(tmp_path_factory) -> World:
     return World(tmp_path_factory.mktemp("world"))
 
 
-def picked(world: World, method: str, budget: int = 1000, seed: int = 0) -> tuple[pa.Table, dict]:
-    pick_artifact(world.artifacts, NAME, RANKING, world.model, method=method, split="pool", budget=budget, seed=seed)
-    return world.artifacts.read_part(NAME, "picks"), dict(world.artifacts.manifest(NAME).summary)
+@pytest.fixture(scope="module")
+def probable(tmp_path_factory) -> World:
+    """A world whose model gave probabilities for its two classes."""
+    found = World(tmp_path_factory.mktemp("probable"))
+    scores = found.artifacts.scores(found.model)
+    rng = np.random.default_rng(0)
+    best = rng.uniform(0.5, 1, scores.num_rows)
+    is_bear = np.array([label == "bear" for label in scores.column("predicted_label").to_pylist()])
+    bear = np.where(is_bear, best, 1 - best)
+    column = pa.array(np.column_stack([bear, 1 - bear]).astype(np.float32).tolist(), pa.list_(pa.float32()))
+    scores = scores.append_column("probabilities", column).append_column("confidence", pa.array(best))
+    record = ModelRecord("pets", "v1", "custom", table_digest(scores), N, found.model.mean_score, "")
+    found.artifacts.write_scores(record, scores)
+    found.model = record
+    return found
 
 
-def test_each_pick_matches_the_slice_that_asked_for_it(world):
-    picks, summary = picked(world, LOWEST_MEAN)
+def picked(world: World, wanted: Wanted = WANTED, read_file=no_file, open_image=no_file) -> tuple[pa.Table, dict]:
+    scores = world.artifacts.scores(world.model)
+    for missing, kind in (("confidence", pa.float64()), ("probabilities", pa.list_(pa.float32()))):
+        if missing not in scores.column_names:
+            scores = scores.append_column(missing, pa.nulls(scores.num_rows, kind))
+    world.artifacts.write_scores(world.model, scores)
+    pick_artifact(world.artifacts, NAME, RANKING, world.model, wanted, read_file=read_file, open_image=open_image)
+    return read_picks(world.artifacts, NAME, None)[0], dict(world.artifacts.manifest(NAME).summary)
+
+
+def ids_of(picks: pa.Table) -> list[str]:
+    return picks.column("instance_id").to_pylist()
+
+
+@pytest.mark.parametrize("method", [Method.LOWEST_MEAN, Method.DROP_SUPPORT, Method.P_VALUE, Method.SINGLE_ATTRIBUTE])
+@pytest.mark.parametrize("spread", [False, True])
+def test_each_pick_matches_the_slice_that_asked_for_it(world, method, spread):
+    picks, summary = picked(world, replace(WANTED, method=method, spread=spread))
     errors = world.artifacts.read_part(RANKING, "error_slices")
     assert errors.num_rows > 0
-    assert summary["pick_count"] == picks.num_rows > 0
+    assert summary["pick_count"] == picks.num_rows
+    assert picks.num_rows > 0 or method is Method.SINGLE_ATTRIBUTE
     assert summary["pool_count"] == POOL
     codes = world.codes.copy()
     codes[:, 0] = [SCHEMA.attributes[0].code(name) for name in world.predicted]
@@ -36,35 +80,141 @@ def test_each_pick_matches_the_slice_that_asked_for_it(world):
     for row, pick in enumerate(picks.to_pylist()):
         instance = world.ids.index(pick["instance_id"])
         assert instance >= N
+        assert pick["pool_index"] == instance - N
+        assert pick["predicted_label"] == world.predicted[instance]
         assert items[row].tolist() == asked[pick["slice_rank"] - 1].tolist()
-        assert pick["slice_mean"] == errors.column("mean")[pick["slice_rank"] - 1].as_py()
+        assert pick["slice_mean"] == pick["value"] == errors.column("mean")[pick["slice_rank"] - 1].as_py()
         held = (codes[instance] + OFFSETS[:-1]).tolist()
         assert {item for item in items[row].tolist() if item >= 0} <= set(held)
-    assert picks.column("slice_rank").to_pylist() == sorted(picks.column("slice_rank").to_pylist())
+    if method is Method.LOWEST_MEAN and not spread:
+        assert picks.column("slice_rank").to_pylist() == sorted(picks.column("slice_rank").to_pylist())
 
 
 def test_no_more_than_the_budget_is_picked(world):
-    assert picked(world, LOWEST_MEAN, budget=2)[0].num_rows == 2
-    picks, summary = picked(world, RANDOM, budget=7)
+    assert picked(world, replace(WANTED, budget=2))[0].num_rows == 2
+    picks, summary = picked(world, replace(WANTED, method=Method.RANDOM, budget=7))
     assert picks.num_rows == summary["pick_count"] == 7
     assert picks.column("slice_rank").to_pylist() == [0] * 7
-    assert len(set(picks.column("instance_id").to_pylist())) == 7
+    assert len(set(ids_of(picks))) == 7
 
 
 def test_a_seed_fixes_the_random_draw(world):
-    one, again, other = (picked(world, RANDOM, 20, seed)[0].column("instance_id").to_pylist() for seed in (1, 1, 2))
+    wanted = [replace(WANTED, method=Method.RANDOM, budget=20, seed=seed) for seed in (1, 1, 2)]
+    one, again, other = (ids_of(picked(world, w)[0]) for w in wanted)
     assert one == again != other
 
 
-@pytest.mark.parametrize("method", [LOWEST_MEAN, RANDOM])
+@pytest.mark.parametrize("method", [Method.LOWEST_MEAN, Method.RANDOM, Method.K_CENTER])
 def test_without_error_slices_nothing_is_asked_for_and_the_file_can_be_read(method, tmp_path):
     world = World(tmp_path, fails=False)
     assert world.artifacts.read_part(RANKING, "error_slices").num_rows == 0
-    picks, summary = picked(world, method, budget=5)
-    expected = 0 if method == LOWEST_MEAN else 5
+    picks, summary = picked(world, replace(WANTED, method=method, budget=5, rivals=(Method.RANDOM,)))
+    expected = 0 if method is Method.LOWEST_MEAN else 5
     assert picks.num_rows == summary["pick_count"] == expected
     assert {"instance_id", "image_uri", "slice_rank", "slice_mean"} <= set(picks.column_names)
     assert summary["unmatched_slice_count"] == 0
+
+
+def test_rivals_pick_as_many_beside(probable):
+    rivals = tuple(Method)
+    own, summary = picked(probable, replace(WANTED, rivals=rivals))
+    told = {m["method"]: m for m in summary["methods"]}
+    assert list(told) == ["lowest_mean", *(m for m in rivals if m is not Method.LOWEST_MEAN)]
+    codes = probable.codes.copy()
+    codes[:, 0] = [SCHEMA.attributes[0].code(name) for name in probable.predicted]
+    items = items_of(probable.artifacts.read_part(RANKING, "error_slices"))
+    failing = {
+        probable.ids[row]
+        for row in range(N, N + POOL)
+        for slice_ in items
+        if {i for i in slice_.tolist() if i >= 0} <= set((codes[row] + OFFSETS[:-1]).tolist())
+    }
+    for method in rivals:
+        picks, _ = read_picks(probable.artifacts, NAME, method)
+        assert picks.num_rows == told[method]["pick_count"] <= own.num_rows
+        assert len(set(ids_of(picks))) == picks.num_rows
+        assert told[method]["shared_count"] == len(set(ids_of(picks)) & set(ids_of(own)))
+        assert told[method]["matching_count"] == len(set(ids_of(picks)) & failing)
+
+
+def test_a_method_that_did_not_pick_is_named(world):
+    picked(world, replace(WANTED, rivals=(Method.RANDOM,)))
+    with pytest.raises(InvalidInput, match=r"no picks by margin; it has lowest_mean, random"):
+        read_picks(world.artifacts, NAME, Method.MARGIN)
+    with pytest.raises(NotFound):
+        read_picks(world.artifacts, Name("pets", "selections", "none"), None)
+
+
+@pytest.mark.parametrize("method", PROBABLE)
+def test_methods_that_need_probabilities_say_so(world, method):
+    with pytest.raises(Precondition, match="add its scores with"):
+        picked(world, replace(WANTED, method=method))
+
+
+@pytest.mark.parametrize("method", list(Method))
+def test_a_quota_and_exclusions_hold_for_every_method(probable, method):
+    left_out = tuple(probable.ids[N : N + 20])
+    wanted = replace(WANTED, method=method, class_quota=3, excluded_ids=(*left_out, "elsewhere"))
+    picks, _ = picked(probable, wanted)
+    assert not set(ids_of(picks)) & set(left_out)
+    labels = picks.column("predicted_label").to_pylist()
+    assert all(labels.count(name) <= 3 for name in set(labels))
+    if method not in ("single_attribute", "p_value", "drop_support", "lowest_mean", "slices_and_margin"):
+        assert len(labels) == 6
+
+
+def test_near_copies_and_broken_images_are_left_out(world):
+    rng = np.random.default_rng(1)
+    pictures = [rng.integers(0, 256, (40, 40, 3), dtype=np.uint8) for _ in range(POOL)]
+    uris = {f"file:///images/{name}.png": i for i, name in enumerate(world.ids[N:])}
+
+    def open_image(uri):
+        i = uris[uri]
+        if i == 7:
+            raise NotFound("gone")
+        return np.clip(pictures[i // 2].astype(int) + i % 2, 0, 255).astype(np.uint8)  # each is there twice
+
+    wanted = replace(WANTED, method=Method.RANDOM, without_near_copies=True)
+    picks, summary = picked(world, wanted, open_image=open_image)
+    pairs = [row // 2 for row in picks.column("pool_index").to_pylist()]
+    assert sorted(pairs) == list(range(POOL // 2))
+    assert summary["near_copies"] == POOL // 2 - 1
+    assert summary["unreadable"] == 1
+
+
+def test_k_center_is_far_from_what_is_known_and_goes_by_the_embeddings(world):
+    rng = np.random.default_rng(2)
+    vectors = rng.normal(size=(N + POOL, 5)).astype(np.float32)
+    sink = io.BytesIO()
+    order = rng.permutation(N + POOL)
+    ids = [world.ids[i] for i in order]
+    pq.write_table(pa.table({"instance_id": ids, "embedding": vectors[order].tolist()}), sink)
+    wanted = replace(WANTED, method=Method.K_CENTER, budget=8, embeddings_uri="file:///e.parquet")
+    picks, _ = picked(world, wanted, read_file=lambda _: sink.getvalue())
+    known = list(vectors[:N].astype(float))
+    for row in picks.column("pool_index").to_pylist():
+        distance = [min(np.sum((v - k) ** 2) for k in known) for v in vectors[N:].astype(float)]
+        assert distance[row] == pytest.approx(max(distance), rel=1e-4)
+        known.append(vectors[N + row].astype(float))
+
+
+@pytest.mark.parametrize(
+    ("table", "what"),
+    [
+        (None, "is no Parquet file"),
+        ({"instance_id": ["i400"]}, "is no Parquet file"),
+        ({"instance_id": ["i400"], "embedding": [[1.0]]}, "lacks 59 instances of the pool"),
+        ({"instance_id": ["i400", "i401"], "embedding": [[1.0], [1.0, 2.0]]}, "different lengths"),
+        ({"instance_id": ["i400"], "embedding": [[float("nan")]]}, "not finite"),
+    ],
+)
+def test_embeddings_that_do_not_fit_are_refused(world, table, what):
+    sink = io.BytesIO(b"nothing")
+    if table is not None:
+        pq.write_table(pa.table(table), sink)
+    wanted = replace(WANTED, method=Method.K_CENTER, embeddings_uri="file:///e.parquet")
+    with pytest.raises(InvalidInput, match=what):
+        picked(world, wanted, read_file=lambda _: sink.getvalue())
 
 
 def test_tags_and_instances_of_the_pool_are_in_one_order(world):
@@ -78,3 +228,10 @@ def test_the_class_is_what_the_model_says_else_the_label(world):
     rows = pa.table({"instance_id": ["a", "b", "c", "d"], "label": ["cat", "cat", None, "cow"]})
     scores = pa.table({"instance_id": ["a", "c", "d"], "predicted_label": ["bear", None, None]})
     assert class_codes(SCHEMA, rows, scores).tolist() == [0, 1, UNKNOWN, UNKNOWN]
+
+
+def test_the_methods_differ(probable):
+    """Each rival is a rule of its own, not another's under a new name."""
+    wanted = [replace(WANTED, method=m, budget=12) for m in ("random", "least_confidence", "k_center", "lowest_mean")]
+    found = [tuple(ids_of(picked(probable, replace(w, method=Method(w.method)))[0])) for w in wanted]
+    assert all(a != b for a, b in itertools.combinations(found, 2))

@@ -28,6 +28,14 @@ def _clean(monkeypatch):
         ("HIBUG2_REFLECTION", "perhaps"),
         ("HIBUG2_LLM_TIMEOUT_S", "0"),
         ("HIBUG2_LLM_BASE_URL", "http://localhost"),  # and no model named
+        ("HIBUG2_TLS_CERT_FILE", "/tls/tls.crt"),  # and no key
+        ("HIBUG2_TLS_KEY_FILE", "/tls/tls.key"),
+        ("HIBUG2_TLS_CLIENT_CA_FILE", "/tls/ca.crt"),  # for a server without TLS
+        ("HIBUG2_HEALTH_PORT", "-1"),
+        ("HIBUG2_LLM_REQUESTS_PER_MINUTE", "-1"),
+        ("HIBUG2_LLM_TOKENS_PER_MINUTE", "many"),
+        ("HIBUG2_LLM_IMAGE_DETAIL", "medium"),
+        ("HIBUG2_LLM_CACHE_TTL_S", "-1"),
     ],
 )
 def test_a_wrong_variable_ends_the_process_and_is_named(variable, value, monkeypatch, capsys):

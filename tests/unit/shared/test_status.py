@@ -20,6 +20,7 @@ KINDS = [
     errors.Precondition,
     errors.PermissionDenied,
     errors.TooLarge,
+    errors.Busy,
     errors.Unavailable,
     errors.DataLoss,
 ]
@@ -64,3 +65,10 @@ def test_all_violations_are_raised_as_one_and_none_raises_nothing():
         errors.refuse(errors.Violation("a", "wrong") for _ in range(7))
     assert len(refused.value.violations) == 7
     assert errors.invalid("f", "is bad").violations == (errors.Violation("f", "is bad"),)
+
+
+def test_who_is_refused_for_the_load_is_told_when_to_come_back():
+    status = status_of(errors.Busy("too much waits", retry_s=12.5))
+    retry = error_details_pb2.RetryInfo()
+    assert any(detail.Unpack(retry) for detail in status.details)
+    assert retry.retry_delay.ToMilliseconds() == 12_500

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.errors import DataLoss, NotFound, Unavailable
+from shared.metrics import STORE_WRITE_FAILURES
 from shared.store.store import Store
 
 TABLE = pa.table({"n": list(range(500)), "text": [f"row {i}" for i in range(500)]})
@@ -93,9 +94,11 @@ def test_a_write_that_fails_leaves_what_was_there_and_no_litter(fails, store, tm
         monkeypatch.setattr(LocalFileSystem, "pipe_file", half)
     else:
         monkeypatch.setattr(Path, "replace", refuse)
+    failures = STORE_WRITE_FAILURES._value.get()
     for path in ("a/file", "a/other"):
         with pytest.raises(Unavailable, match=path):
             store.write(path, b"new and longer")
+    assert STORE_WRITE_FAILURES._value.get() == failures + 2
     assert store.read("a/file") == b"old"
     assert files(tmp_path) == ["a/file"]
 

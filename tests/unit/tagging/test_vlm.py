@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from services.tagging.vlm import answer_schema, read_answer
+from services.tagging.vlm import MAX_ENUM_VALUES, answer_schema, batches, read_answer
 from shared.schema import UNKNOWN, Attribute, Category, Tagger
 
 names = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=8)
@@ -68,3 +68,14 @@ def test_letter_case_and_blanks_do_not_count_but_two_answers_do() -> None:
     attribute = Attribute("is lid present", Category.MAIN_OBJECT, ("yes", "no"), Tagger.VLM)
     assert read_answer({"Is lid present ": " NO"}, [attribute])[0].tolist() == [1]
     assert read_answer({"is lid present": "no", "Is Lid Present": "yes"}, [attribute])[0].tolist() == [UNKNOWN]
+
+
+@given(st.lists(st.integers(1, MAX_ENUM_VALUES), max_size=12))
+def test_attributes_are_cut_only_where_their_tags_would_be_too_many(sizes: list[int]) -> None:
+    given_ = [Attribute(str(i), Category.GLOBAL, ("t",) * size, Tagger.VLM) for i, size in enumerate(sizes)]
+    cut = batches(given_)
+    assert [attribute for batch in cut for attribute in batch] == given_
+    totals = [sum(len(attribute.tags) for attribute in batch) for batch in cut]
+    assert all(total <= MAX_ENUM_VALUES for total in totals)
+    for total, after in zip(totals, cut[1:], strict=False):
+        assert total + len(after[0].tags) > MAX_ENUM_VALUES

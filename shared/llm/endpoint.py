@@ -1,0 +1,222 @@
+"""One model at one endpoint over HTTP: the one retry layer, the limits, and what errors mean.
+
+Endpoints differ in what they take. A call starts with what is strictest, `response_format` with a strict JSON
+schema, and steps down to JSON mode and to plain text when the endpoint refuses; what was found out holds for all
+later calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Mapping
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import openai
+from openai.types.chat import ChatCompletion
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
+
+from shared import logs, metrics, traces
+from shared.errors import HiBug2Error, Precondition, Unavailable
+from shared.llm import retry, tokens
+from shared.llm.answer import Refused, Reply, Truncated, Usage, extract_json, shortened
+from shared.llm.dialect import Dialect, Request, message_of
+from shared.llm.rate import Rate
+from shared.llm.settings import LLMSettings
+from shared.llm.till import Till
+
+log = logs.get("llm")
+
+MOST_OUTPUT = 8192  # tokens that an answer may take where the prompt sets no limit and somebody pays
+_LIKELY_OUTPUT = 1024
+_LONGEST_PAUSE_S = 3600.0  # that an endpoint may ask of all processes
+_DATA_URL = re.compile(r"data:[\w/+.-]+;base64,[\w+/=%-]*")
+_LONG_RUN = re.compile(r"[A-Za-z0-9+/=_-]{65,}")  # nothing a person reads: image bytes, keys
+
+
+class Endpoint:
+    """Belongs to one event loop; close it when done."""
+
+    def __init__(self, settings: LLMSettings, rate: Rate) -> None:
+        self.settings = settings
+        # The SDK logs whole requests, images included, when OPENAI_LOG asks for debug.
+        logging.getLogger("openai").setLevel(logging.INFO)
+        self._api = openai.AsyncOpenAI(
+            base_url=settings.base_url,
+            api_key=settings.api_key.get_secret_value() or "none",  # local servers take any
+            timeout=settings.timeout_s,
+            max_retries=0,
+        )
+        self._rate = rate
+        self._slots = asyncio.Semaphore(settings.max_concurrency)
+        self._dialect = Dialect()
+
+    async def close(self) -> None:
+        await self._api.close()
+
+    async def ask(self, request: Request, till: Till) -> Reply:
+        """The answer to `request`, paid at `till`.
+
+        Raises Refused, Truncated, Unavailable, Precondition and BudgetSpent.
+        """
+        async with self._slots:
+            known = self._dialect
+            dialect: Dialect | None = known
+            while dialect is not None:
+                spoken = dialect
+                body = spoken.body(request, self.settings.model)
+                try:
+                    reply = await self._retried(body, till)
+                except (openai.APIError, *retry.UNREADABLE, TimeoutError) as error:
+                    refusal = error
+                    dialect = spoken.simpler(error, body) if isinstance(error, openai.APIStatusError) else None
+                    continue
+                if spoken != known:  # kept only now that it is known to help
+                    log.info("endpoint takes less than asked", host=self._host, takes=str(spoken))
+                    self._dialect = spoken
+                return reply
+        # Not raised from the SDK's error: its request holds the key and the images.
+        raise self._meaning(refusal)
+
+    async def _retried(self, body: Mapping[str, Any], till: Till) -> Reply:
+        """One request, tried again while what fails may pass."""
+        waited_s = 0.0  # for a turn: no sign of a failure, so it does not end the retries
+
+        def is_late(state: RetryCallState) -> bool:
+            return (state.seconds_since_start or 0.0) - waited_s + state.upcoming_sleep >= self._patience_s
+
+        attempts = AsyncRetrying(
+            retry=retry_if_exception(retry.passes),
+            wait=retry.wait,
+            stop=lambda state: stop_after_attempt(self.settings.max_attempts)(state) or is_late(state),
+            before_sleep=retry.log_retry,
+            reraise=True,
+        )
+        size = tokens.of_request(body, till.image_rule)
+        limit = body.get("max_tokens", body.get("max_completion_tokens"))
+        likely = size.likely + (_LIKELY_OUTPUT if limit is None else limit)
+        async for attempt in attempts:
+            with attempt:
+                waited_s += await self._rate.acquire(likely, self._patience_s)
+                reply = await self._once(body, till, size.most, limit or MOST_OUTPUT, likely)
+        return reply
+
+    async def _once(self, body: Mapping[str, Any], till: Till, read: int, written: int, likely: int) -> Reply:
+        """One request. Every one has a reservation of its own: each may be billed.
+
+        It is given back only when the request was surely not billed. A cancelled one is not settled at all: it counts
+        as spent when its time is over.
+        """
+        try:
+            paid = await till.reserve(read, written, self.settings.timeout_s)
+        except HiBug2Error:
+            await self._rate.settle(likely, 0)
+            raise
+        try:
+            # The SDK's timeout is for each read; a server that drips would never meet it.
+            attributes = {"gen_ai.request.model": self.settings.model}
+            with traces.span("chat", "client", attributes=attributes):
+                async with asyncio.timeout(self.settings.timeout_s):
+                    completion: object = await self._api.chat.completions.create(**cast(Any, body))
+        except (openai.APIError, *retry.UNREADABLE, TimeoutError) as error:
+            metrics.LLM_CALLS.labels(retry.outcome(error)).inc()
+            if retry.cost_nothing(error):
+                await till.release(paid)
+                await self._rate.settle(likely, 0)
+            else:
+                await till.lose(paid)
+            if isinstance(error, openai.APIStatusError) and error.status_code == 429:
+                asked = retry.retry_after(error)
+                if asked is not None and not retry.quota_spent(error):
+                    await self._rate.pause(min(asked, _LONGEST_PAUSE_S))
+            raise
+        if not isinstance(completion, ChatCompletion) or not isinstance(completion.choices, list):
+            metrics.LLM_CALLS.labels("error").inc()
+            await till.lose(paid)
+            raise Precondition(
+                f"{self._host} answers, but not with a chat completion; check that HIBUG2_LLM_BASE_URL is the base of "
+                "an OpenAI-compatible API (it often ends in /v1)"
+            )
+        counted = completion.usage
+        usage = Usage(
+            1,
+            (counted.prompt_tokens or 0) if counted else 0,
+            (counted.completion_tokens or 0) if counted else 0,
+        )
+        details = counted.prompt_tokens_details if counted else None
+        usage = await till.settle(paid, usage, (details.cached_tokens or 0) if details else 0)
+        if usage.input_tokens:
+            await self._rate.settle(likely, usage.input_tokens + usage.output_tokens)
+        try:
+            return self._read(completion, usage)
+        except (Refused, Truncated) as error:
+            metrics.LLM_CALLS.labels(error.reason.lower()).inc()
+            raise
+
+    def _read(self, completion: ChatCompletion, usage: Usage) -> Reply:
+        if not completion.choices:
+            return Reply("", None, usage, completion.model or self.settings.model)
+        choice = completion.choices[0]
+        if choice.message.refusal:
+            said = self._cleaned(choice.message.refusal)
+            raise Refused(f"the model '{self.settings.model}' refused: {said}", usage=usage)
+        if choice.finish_reason == "content_filter":
+            raise Refused(f"a content filter of {self._host} withheld the answer", usage=usage)
+        if choice.finish_reason == "length":
+            raise Truncated(
+                f"the answer of the model '{self.settings.model}' was cut off after {usage.output_tokens} tokens; "
+                "raise max_tokens of the prompt, or the context of the model",
+                usage=usage,
+            )
+        text = (choice.message.content or "").encode("utf-8", "replace").decode()
+        return Reply(text, extract_json(text), usage, completion.model or self.settings.model)
+
+    def _meaning(self, error: Exception) -> HiBug2Error:
+        """The platform's error for what the SDK raised; says nothing of key and request."""
+        if isinstance(error, TimeoutError | openai.APITimeoutError):
+            return Unavailable(
+                f"{self._host} gave no answer within {self.settings.timeout_s:g} s, tried {self.settings.max_attempts} "
+                "times at most; raise HIBUG2_LLM_TIMEOUT_S if the model is slow"
+            )
+        if not isinstance(error, openai.APIStatusError):
+            return Unavailable(f"no connection to {self._host}: {self._cleaned(_cause(error))}")
+        said = self._cleaned(message_of(error))
+        where = f"{self._host} answered {error.status_code}"
+        if error.code in retry.FILTERED:
+            return Refused(f"{where}, a content filter declined the request: {said}", usage=Usage(calls=1))
+        if retry.quota_spent(error):
+            return Precondition(f"{where}, the quota is spent: {said}; top it up at the provider")
+        if retry.passes(error):
+            return Unavailable(f"{where}: {said}; it may work later")
+        if error.status_code in (401, 403):
+            return Precondition(f"{where}, the key is not accepted: {said}; check HIBUG2_LLM_API_KEY")
+        if error.status_code == 404:
+            return Precondition(
+                f"{where}: {said}; check HIBUG2_LLM_MODEL ('{self.settings.model}') and HIBUG2_LLM_BASE_URL"
+            )
+        return Precondition(f"{where}: {said}")
+
+    @property
+    def _patience_s(self) -> float:
+        return self.settings.timeout_s * self.settings.max_attempts
+
+    @property
+    def _host(self) -> str:
+        return "the LLM endpoint " + urlsplit(self.settings.base_url).netloc.rpartition("@")[2]
+
+    def _cleaned(self, text: str) -> str:
+        """`text` of an endpoint without key and image bytes: some send back what they were sent."""
+        key = self.settings.api_key.get_secret_value()
+        if key:
+            text = text.replace(key, "<key>")
+        return shortened(_LONG_RUN.sub("<…>", _DATA_URL.sub("<image>", text)), 300)
+
+
+def _cause(error: Exception) -> str:
+    """The innermost reason: the SDK says "Connection error." whatever happened."""
+    inner: BaseException = error
+    while inner.__cause__ is not None:
+        inner = inner.__cause__
+    return f"{type(inner).__name__} {inner}".strip()

@@ -1,0 +1,5 @@
+"""Texts as vectors."""
+
+from shared.text.encoder import ClipEncoder, StaticEncoder, TextEncoder
+
+__all__ = ["ClipEncoder", "StaticEncoder", "TextEncoder"]

@@ -1,0 +1,112 @@
+"""What builds images, starts containers and writes the chart does so, and says what is missing."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from deploy.images import build, trim
+from deploy.local import __main__ as local
+from deploy.local import containers
+from deploy.tools import chart
+
+
+@pytest.fixture
+def engine_on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A `podman` that knows sizes and builds nothing; what it was told is in `told` beside."""
+    program = tmp_path / "podman"
+    program.write_text(
+        "#!/bin/sh\n"
+        f'echo "$@" >> {tmp_path}/told\n'
+        'case "$1 $2" in\n'
+        '"image inspect") case "$*" in *hibug2*) echo 400000000;; *) echo 100000000;; esac;;\n'
+        "esac\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("CONTAINER_ENGINE", "podman")
+    return tmp_path
+
+
+def test_images_are_built_with_their_service_and_their_size_is_told(
+    engine_on_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert build.main(["gateway", "--tag", "1.2", "--registry", "registry.example.com/x"]) == 0
+    assert "registry.example.com/x/hibug2-gateway:1.2" in (said := capsys.readouterr().out)
+    assert "300 MB of 350" in said
+    assert "--build-arg SERVICE=gateway" in (engine_on_path / "told").read_text()
+
+
+def test_an_image_over_its_budget_fails_unless_a_heavy_extra_was_asked_for(
+    engine_on_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(build.BUDGET_MB, "gateway", 299)
+    assert build.main(["gateway"]) == 1
+    assert "over budget: gateway" in capsys.readouterr().err
+    assert build.main(["gateway", "--extras", "s3,clip"]) == 0
+
+
+def test_a_build_needs_an_engine_and_a_service_that_is_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CONTAINER_ENGINE", raising=False)
+    assert build.main([]) == 1
+    assert "neither podman nor docker" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        build.main(["gatewy"])
+    assert "no such service: gatewy" in capsys.readouterr().err
+
+
+def test_trimming_takes_what_is_not_used_and_nothing_else(tmp_path: Path) -> None:
+    used = [
+        "pyarrow/lib.so.1",
+        "scipy/sparse/a.py",
+        "scipy/version.py",
+        "botocore/data/s3/x",
+        "numpy/core.py",
+        "tests.py",
+    ]
+    unused = [
+        "pyarrow/libarrow_flight.so",
+        "scipy/stats/a.py",
+        "botocore/data/ec2/x",
+        "numpy/ma/tests/t.py",
+        "numpy/a.h",
+    ]
+    for name in used + unused:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    trim.trim(tmp_path)
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == set(used)
+
+
+def test_without_an_engine_the_stack_starts_embedded_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(local, "up", lambda: 0)
+    assert local.main(["up", "--containers"]) == 0
+    assert "starts embedded instead" in capsys.readouterr().out
+
+
+def test_with_an_engine_compose_is_told_what_to_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = tmp_path / "told"
+    program = tmp_path / "docker"
+    program.write_text(f'#!/bin/sh\necho "$HIBUG2_IMAGES $@" >> {told}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin" if not shutil.which("podman") else str(tmp_path))
+    monkeypatch.setenv("HIBUG2_IMAGES", "/photos")
+    assert local.main(["up", "--containers"]) == 0
+    assert f"/photos compose --file {containers.FILE} up --build --detach" in told.read_text()
+    assert "below /photos" in capsys.readouterr().out
+
+
+def test_a_table_row_is_a_commented_value_with_its_path() -> None:
+    text = "a:\n  # -- First,\n  # and more.\n  b: [1]\n  c: 2\n# Not for the table.\nd: 3\n# -- Whole.\ne:\n  f: 4\n"
+    rows = [(v.path, v.default, v.description) for v in chart.documented(text)]
+    assert rows == [("a.b", "[1]", "First, and more."), ("e", '{"f": 4}', "Whole.")]
