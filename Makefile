@@ -75,6 +75,14 @@ bench: setup $(VENV)/.rivals ## Measures the enumeration against its rivals; wri
 bench-slices: setup $(VENV)/.rivals ## Measures which slices are found and which are luck; writes docs/results.md
 	$(PY) -W ignore -m tests.load.bench_slices
 
+.PHONY: bench-tagging
+bench-tagging: setup ## Measures the tagging fleet against a model that answers after 300 ms; writes docs/results.md
+	$(PY) -m tests.load.bench_tagging
+
+.PHONY: bench-repair
+bench-repair: setup ## Proves what picking by error slices brings, beside its rivals; writes docs/results.md
+	$(PY) -m tests.load.bench_repair
+
 .PHONY: load
 load: setup ## Measures many readers of a million slices; writes docs/results.md
 	$(PY) -m tests.load.load_slices

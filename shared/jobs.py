@@ -43,7 +43,7 @@ _RENEW = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPI
 _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
 
-class Paused(Exception):  # noqa: N818 - no error: the work stops until somebody acts, and the text says how
+class Paused(Exception):
     """Raised by work that cannot go on before somebody acts; the job is then paused, with the text as its message."""
 
 

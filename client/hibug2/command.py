@@ -12,6 +12,7 @@ from rich.text import Text
 from hibug2 import typed
 from hibug2.errors import RunStopped, UserError
 from hibug2.predict_command import predict
+from hibug2.repair_command import repair
 from hibug2.schema_command import schema_app
 from hibug2.session import (
     FAILED,
@@ -65,11 +66,6 @@ class MetricName(StrEnum):
     iou = "iou"
     oks = "oks"
     custom = "custom"
-
-
-class PickMethod(StrEnum):
-    lowest_mean = "lowest_mean"
-    random = "random"
 
 
 DetachOption = Annotated[bool, typer.Option("--detach", help="Do not wait for the end.")]
@@ -515,25 +511,7 @@ def gate(
 verb(app, "predict")(predict)
 
 
-@verb(app, "repair")
-def repair(
-    session: Session,
-    run: RunArgument,
-    method: Annotated[
-        PickMethod, typer.Option("--method", help="The picks by slice, or the random draw beside them.")
-    ] = PickMethod.lowest_mean,
-    limit: LimitOption = None,
-) -> None:
-    """Shows which pool images to train on next, and which slices asked for them."""
-    from hibug2 import messages, show
-
-    with session.client() as client:
-        found = client.get_run(run)
-        rows = messages.rows(client.picks(found, method.value))
-    if session.json:
-        session.document({"run": found.name, "method": method.value, "picks": rows[:limit]})
-    else:
-        show.picks(rows, session.out, limit=limit or SHOWN)
+verb(app, "repair")(repair)
 
 
 @verb(app, "report")

@@ -386,10 +386,9 @@ def picks_batch(picks: Iterable[repair_pb2.Pick]) -> pa.RecordBatch:
     """Picks as a batch of PICKS; slice_rank is 0 for a pick that no slice asked for."""
     rows = [
         {
-            **_fields(p, ["instance_id", "image_uri", "slice_rank", "slice_mean", "pool_index"]),
+            **_fields(p, ["instance_id", "image_uri", "slice_rank", "slice_mean", "pool_index", "value"]),
             "tags": _pairs(p.tags),
             "predicted_label": p.predicted_label or None,
-            "value": p.value if p.HasField("value") else None,
         }
         for p in picks
     ]
@@ -550,9 +549,5 @@ def _texts(data: Any, where: str) -> list[str]:
 
 
 def _group(outcome: repair_pb2.GroupOutcome) -> dict[str, Any]:
-    changed = ("change", "change_low", "change_high")
-    return {
-        "group": word(repair_pb2.RepairGroup.DESCRIPTOR, outcome.group),
-        **_fields(outcome, ["scored_count", "mean"]),
-        **(_fields(outcome, changed) if outcome.HasField("change") else dict.fromkeys(changed)),
-    }
+    names = ["scored_count", "mean", "change", "change_low", "change_high"]
+    return {"group": word(repair_pb2.RepairGroup.DESCRIPTOR, outcome.group), **_fields(outcome, names)}

@@ -183,9 +183,10 @@ class Repair(Connection):
                     "method", f"{run.name} has no {trained_with} picks that '{model}' could be trained with"
                 )
             name = model if "/" in model else f"{run.dataset}/models/{model}"
-            compared.append(
-                repair_pb2.ComparedModel(model=name, selection=selection, method=_method(rival) if rival else 0)
-            )
+            one = repair_pb2.ComparedModel(model=name, selection=selection)
+            if rival:
+                one.method = _method(rival)
+            compared.append(one)
         return compared
 
     def _selection(self, run: run_pb2.Run, method: str) -> str | None:

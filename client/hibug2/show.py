@@ -300,15 +300,54 @@ def picks(rows: Sequence[Row], console: Console, *, limit: int) -> None:
         console.print("No picks.")
         return
     asked = Counter((row["slice_rank"], row["slice_mean"]) for row in rows)
-    table = _table("slice rank", "mean", "picks", right=("slice rank", "mean", "picks"))
+    tags_of = {row["slice_rank"]: row["tags"] for row in rows}
+    table = _table("slice rank", "mean", "picks", "slice", right=("slice rank", "mean", "picks"))
     for (rank, mean), count in sorted(asked.items(), key=lambda item: item[0][0])[:limit]:
-        table.add_row(Text(str(rank) if rank else "random"), _number(mean if rank else None), Text(f"{count:,}"))
+        cells = [Text(str(rank) if rank else "none"), _number(mean if rank else None), Text(f"{count:,}")]
+        table.add_row(*cells, _tags(tags_of[rank]))
     console.print(table)
     _say_more(len(asked) > limit, console, " slices")
     console.print()
     for row in rows[:limit]:
         console.print(Text(row["image_uri"]), soft_wrap=True)
     _say_more(len(rows) > limit, console, " images")
+
+
+def picked_methods(rows: Sequence[Row], console: Console) -> None:
+    """What each method of a selection picked, beside its own."""
+    table = _table("method", "picks", "same as first", "in an error slice", right=("picks", "same as first"))
+    for row in rows:
+        counts = (row["pick_count"], row["shared_count"], row["matching_count"])
+        table.add_row(Text(row["method"]), *(Text(f"{count:,}") for count in counts))
+    console.print(table)
+
+
+def outcomes(rows: Sequence[Row], console: Console) -> None:
+    """Mean scores of models in groups of instances, and how they changed against the first one."""
+    for row in rows:
+        added = f", {row['added_count']:,} picks added" if row["added_count"] else ""
+        table = _table("group", "scored", "mean", "change", "95% interval", right=("scored", "mean", "change"))
+        table.title, table.title_justify = Text(f"{row['model']}: {row['method']}{added}"), "left"
+        for group in row["groups"]:
+            known = group["change"] is not None
+            table.add_row(
+                Text(group["group"].replace("_", " ")),
+                Text(f"{group['scored_count']:,}"),
+                _number(group["mean"]),
+                Text(f"{group['change']:+.3f}" if known else "–"),
+                Text(f"{group['change_low']:+.3f} … {group['change_high']:+.3f}" if known else "–"),
+            )
+        console.print(table)
+
+
+def needs(rows: Sequence[Row], console: Console, *, more: bool) -> None:
+    """What to collect, a sentence each."""
+    if not rows:
+        console.print("Nothing: the pool has enough of every error slice.")
+        return
+    for row in rows:
+        console.print(Text(f"{row['slice_rank']:>5}  {row['description']}"), soft_wrap=True)
+    _say_more(more, console, " slices")
 
 
 def _say_more(more: bool, console: Console, what: str = "") -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.repair.methods import ErrorSlices
-from services.repair.pick import class_codes, error_slices_of, split_of
+from services.repair.pick import class_codes, error_slices_of, split_of, tagging_of
 from services.repair.selection import Pool, match_counts
 from shared.errors import invalid
 from shared.names import Name
@@ -40,8 +40,7 @@ def data_needs(artifacts: Artifacts, ranking: Name, split: str, wanted: int) -> 
     The pool's class is what the model predicts. The split may be empty.
     """
     parameters = artifacts.manifest(ranking).provenance.parameters
-    tagging = Name(ranking.dataset, "taggings", str(parameters["tagging"]).rpartition("/")[2])
-    table, rows = split_of(artifacts, tagging, split)
+    table, rows = split_of(artifacts, tagging_of(artifacts, ranking), split)
     errors = error_slices_of(artifacts.read_part(ranking, "error_slices"))
     matched = np.zeros(len(errors), np.int64)
     if rows.num_rows and len(errors):

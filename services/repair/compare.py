@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from services.repair.interval import Change, paired_change
-from services.repair.pick import pick_count, pool_of
+from services.repair.pick import pick_count, pool_of, tagging_of
 from shared.errors import Precondition, invalid
 from shared.names import Name
 from shared.store.artifacts import Artifacts, TagTable, items_of, scores_in_order
@@ -73,12 +73,11 @@ def compare(
 
     `repaired` are ranks of error slices, 1 for the worst: what matches them, what overlaps with them and the rest of
     what fails are then told apart, as in the paper's Table 3. Changes are over the instances that both models have a
-    score for. InvalidInput for a rank that there is not. Precondition when the split holds no tagged instance or a
-    model has no score there.
+    score for. InvalidInput for a rank that there is not. Precondition when the split holds no tagged instance, a model
+    has no score there, or the tags are of another schema by now.
     """
     parameters = artifacts.manifest(ranking).provenance.parameters
-    tagging = Name(ranking.dataset, "taggings", str(parameters["tagging"]).rpartition("/")[2])
-    table, _ = pool_of(artifacts, tagging, split)
+    table, _ = pool_of(artifacts, tagging_of(artifacts, ranking), split)
     items = items_of(artifacts.read_part(ranking, "error_slices"))
     groups = groups_of(table, items, _positions(repaired, len(items)))
     first = Compared(str(parameters["model"]), ranking)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-_Z95 = 1.959963984540054  # standard normal quantile of 97.5%
+from shared.intervals import Z95
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,6 @@ def paired_change(before: npt.NDArray[np.float64], after: npt.NDArray[np.float64
     change = after - before
     n = len(change) + 2.0
     middle = float(change.sum()) / n
-    half = _Z95 * np.sqrt(max((float((change**2).sum()) + 1.0) / n - middle**2, 0.0) / n)
+    half = Z95 * np.sqrt(max((float((change**2).sum()) + 1.0) / n - middle**2, 0.0) / n)
     mean = float(change.mean())
     return Change(mean, max(-1.0, min(mean, middle - half)), min(1.0, max(mean, middle + half)))

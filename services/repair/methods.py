@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from services.repair.diversity import Distinct, k_center
-from services.repair.selection import Accept, Pool, in_order, random_order, select, take_first
+from services.repair.selection import Accept, Pool, in_order, in_turn, random_order, select, take_first
 from services.repair.uncertainty import confidence, margin, negative_entropy, probability_rows
 from shared.errors import Precondition, invalid
 
@@ -31,6 +31,10 @@ class Method(StrEnum):
     MARGIN = "margin"
     ENTROPY = "entropy"
     K_CENTER = "k_center"
+
+
+class Stopped(Exception):
+    """The picks are not wanted any more."""
 
 
 BY_SLICES = frozenset(
@@ -101,6 +105,7 @@ class Rules:
     open_image: Callable[[int], NDArray[np.uint8]] | None = None  # of a unit; given where near-copies are left out
     spread: bool = False
     one_per_family: bool = False
+    cancelled: Callable[[], bool] = lambda: False  # asked before each pick of the methods that take long
 
 
 @dataclass(frozen=True)
@@ -122,15 +127,14 @@ class Question:
     """All that the methods look at; rows of everything are the pool's instances, N.
 
     class_column: the column of the pool's codes that holds the class, as the model predicts it; None without one.
-    second_class: makes (N,) codes of the second most probable class; None where they are not known. confidences and
-    probabilities: as the scores hold them. vectors: makes (N, D) of the pool and (L, D) of what the model knows.
+    confidences and probabilities: as the scores hold them. vectors: makes (N, D) of the pool and (L, D) of what the
+    model knows.
     """
 
     pool: Pool
     units: Units
     errors: ErrorSlices
     class_column: int | None
-    second_class: Callable[[], NDArray[np.uint16] | None]
     confidences: pa.Array
     probabilities: pa.Array
     vectors: Callable[[], tuple[NDArray[np.float32], NDArray[np.float32]]]
@@ -154,15 +158,17 @@ def pick(question: Question, method: Method, budget: int, rules: Rules, *, seed:
     """At most `budget` units by `method`; a smaller budget picks the head of a larger one.
 
     No error slices ask for nothing: no picks by the methods that go by slices. Raises InvalidInput (a rule that does
-    not suit the task) and Precondition (no probabilities where the method needs them).
+    not suit the task), Precondition (no probabilities where the method needs them) and Stopped.
     """
     _check(question, method, rules)
     distinct = Distinct(rules.open_image) if rules.open_image is not None else None
     accept = _accept(question, rules, distinct)
-    if method in BY_SLICES:
+    if method is Method.SLICES_AND_MARGIN:
+        found = _slices_and_margin(question, budget, accept or (lambda _: True))
+    elif method in BY_SLICES:
         found = _by_slices(question, method, budget, rules, accept)
     elif method is Method.K_CENTER:
-        unit = _k_center(question, budget, seed, accept)
+        unit = _k_center(question, budget, seed, accept or _unless(rules.cancelled))
         found = Picks(unit, np.full(len(unit), -1), np.full(len(unit), np.nan))
     else:
         order, value = _order(question, method, seed)
@@ -178,13 +184,7 @@ def _by_slices(question: Question, method: Method, budget: int, rules: Rules, ac
     errors, pool, units = question.errors, question.pool, question.units
     items = errors.items[asked]
     if units.single:
-        first = None
-        if method is Method.SLICES_AND_MARGIN:
-            first, second = question.margins, question.second_class()
-            if second is not None and question.class_column is not None:
-                pool = replace(pool, second=(question.class_column, second))
-        spread = rules.spread or method is Method.SLICES_AND_MARGIN
-        chosen = select(pool, items, budget, first=first, spread=spread, accept=accept)
+        chosen = select(pool, items, budget, spread=rules.spread, accept=accept)
         slices = asked[chosen.slice]
         return Picks(chosen.index, slices, errors.mean[slices])
     # An image's priority is the mean over all its objects of what their slices say (paper A.5).
@@ -199,6 +199,38 @@ def _by_slices(question: Question, method: Method, budget: int, rules: Rules, ac
     return Picks(unit, asked[place[unit]], value[unit])
 
 
+def _slices_and_margin(question: Question, budget: int, accept: Accept) -> Picks:
+    """What the margin would pick outside the error slices stays; its picks inside are shared out among the slices.
+
+    Where the next by margin lies in an error slice, the families' slices take their turn instead, each with what the
+    model is least sure of. So the slices, of which a few large ones would get nearly all, are served alike, and what
+    lies outside them is not forgotten.
+    """
+    errors, first = question.errors, question.margins
+    leads = np.flatnonzero(errors.leads)
+    picks: list[tuple[int, int]] = []
+    if len(leads):
+        inside = question.first_slices[0] >= 0
+        turns = in_turn(question.pool, errors.items[leads], first)
+        seen: set[int] = set()
+        for row in in_order(question.pool.ids, first).tolist():
+            slice_ = -1
+            if inside[row]:
+                for found, at in turns:
+                    seen.add(found)
+                    if accept(found):
+                        row, slice_ = found, int(leads[at])
+                        break
+            if slice_ < 0 and (row in seen or not accept(row)):
+                continue
+            seen.add(row)
+            picks.append((row, slice_))
+            if len(picks) == budget:
+                break
+    unit, slices = np.array(picks, np.int64).reshape(-1, 2).T
+    return Picks(unit, slices, first[unit])
+
+
 def _asked(errors: ErrorSlices, method: Method, rules: Rules) -> Rows:
     """Positions of the error slices that are asked, in the order in which they are."""
     order = np.arange(len(errors))
@@ -208,7 +240,7 @@ def _asked(errors: ErrorSlices, method: Method, rules: Rules) -> Rows:
         order = np.argsort(errors.p_value, kind="stable")
     elif method is Method.SINGLE_ATTRIBUTE:
         order = np.flatnonzero((errors.items >= 0).sum(axis=1) == 1)
-    if rules.one_per_family or method is Method.SLICES_AND_MARGIN:
+    if rules.one_per_family:
         order = order[errors.leads[order]]
     return order
 
@@ -229,7 +261,7 @@ def _order(question: Question, method: Method, seed: int) -> tuple[Rows, Floats]
     return order, -value if method is Method.ENTROPY else value
 
 
-def _k_center(question: Question, budget: int, seed: int, accept: Accept | None) -> Rows:
+def _k_center(question: Question, budget: int, seed: int, accept: Accept) -> Rows:
     vectors, known = question.vectors()
     units = question.units
     if not units.single:
@@ -237,7 +269,7 @@ def _k_center(question: Question, budget: int, seed: int, accept: Accept | None)
         np.add.at(total, units.of, vectors)
         total /= np.bincount(units.of, minlength=len(units.ids))[:, None]
         vectors = total
-    return k_center(vectors, known, budget, random_order(units.ids, seed), accept or (lambda _: True))
+    return k_center(vectors, known, budget, random_order(units.ids, seed), accept)
 
 
 def _accept(question: Question, rules: Rules, distinct: Distinct | None) -> Accept | None:
@@ -251,7 +283,10 @@ def _accept(question: Question, rules: Rules, distinct: Distinct | None) -> Acce
     classes = question.pool.codes[:, question.class_column] if question.class_column is not None else None
     taken: dict[int, int] = {}
 
+    go_on = _unless(rules.cancelled)
+
     def accept(unit: int) -> bool:
+        go_on(unit)
         if excluded is not None and excluded[unit]:
             return False
         of_class = int(classes[unit]) if rules.quota and classes is not None else 0
@@ -260,6 +295,17 @@ def _accept(question: Question, rules: Rules, distinct: Distinct | None) -> Acce
         if distinct is not None and not distinct.keep(unit):
             return False
         taken[of_class] = taken.get(of_class, 0) + 1
+        return True
+
+    return accept
+
+
+def _unless(cancelled: Callable[[], bool]) -> Accept:
+    """Accepts everything until it is `cancelled`; then it raises Stopped."""
+
+    def accept(_: int) -> bool:
+        if cancelled():
+            raise Stopped
         return True
 
     return accept

@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 from services.repair.diversity import tag_vectors
 from services.repair.methods import ErrorSlices, Method, Picks, Question, Rules, Units, pick
 from services.repair.selection import Pool
-from services.repair.uncertainty import probability_rows, second_label
 from shared.errors import Precondition, invalid
 from shared.images.reader import RGB
 from shared.names import Name, parse
@@ -80,7 +79,24 @@ def class_codes(schema: Schema, rows: pa.Table, scores: pa.Table) -> npt.NDArray
     A pool has no labels as a rule; where it has, picking by label finds the ambiguous ones, which harm training.
     """
     predicted = column_by_id(scores, rows.column("instance_id").combine_chunks(), "predicted_label")
-    return _codes(schema, pc.coalesce(predicted, rows.column("label").combine_chunks()))
+    labels = pc.coalesce(predicted, rows.column("label").combine_chunks())
+    tags = pa.array(schema.attribute(MAIN_OBJECT).tags, pa.string())
+    codes = pc.fill_null(pc.index_in(labels, value_set=tags), UNKNOWN)
+    return np.asarray(codes.to_numpy(zero_copy_only=False), dtype=np.uint16)
+
+
+def tagging_of(artifacts: Artifacts, ranking: Name) -> Name:
+    """The tagging that a ranking stands on; Precondition when it was made anew with another schema since."""
+    parameters = artifacts.manifest(ranking).provenance.parameters
+    tagging = parse(str(parameters["tagging"]), "taggings", "ranking", within=ranking.dataset)
+    tagged_with = str(artifacts.manifest(tagging).provenance.parameters["schema"])
+    ranked_with = str(parameters["schema"])
+    if tagged_with.rpartition("/")[2] != ranked_with.rpartition("/")[2]:
+        raise Precondition(
+            f"{tagging} has the schema {tagged_with}, and {ranking} was made with {ranked_with}: their tags do not "
+            "mean the same; run again"
+        )
+    return tagging
 
 
 def error_slices_of(table: pa.Table) -> ErrorSlices:
@@ -106,7 +122,7 @@ def question_of(
 ) -> tuple[Question, pa.Table]:
     """All that the methods look at, and the pool's instances; Precondition when the split holds no tagged instance."""
     parameters = artifacts.manifest(ranking).provenance.parameters
-    tagging = Name(ranking.dataset, "taggings", str(parameters["tagging"]).rpartition("/")[2])
+    tagging = tagging_of(artifacts, ranking)
     table, rows = pool_of(artifacts, tagging, split)
     ids = table.instance_ids
     scores = artifacts.scores(model)
@@ -114,13 +130,6 @@ def question_of(
     if MAIN_OBJECT in table.schema.names():
         column = table.schema.names().index(MAIN_OBJECT)
         codes[:, column] = class_codes(table.schema, rows, scores)
-    probabilities = column_by_id(scores, ids, "probabilities")
-
-    def second() -> npt.NDArray[np.uint16] | None:
-        if column is None:
-            return None
-        predicted = column_by_id(scores, ids, "predicted_label").to_pylist()
-        return _codes(table.schema, pa.array(second_label(predicted, probability_rows(probabilities)), pa.string()))
 
     def vectors() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         known, _ = split_of(artifacts, tagging, TRAIN)
@@ -135,9 +144,8 @@ def question_of(
         units=_units(rows, table.schema.task),
         errors=error_slices_of(artifacts.read_part(ranking, "error_slices")),
         class_column=column,
-        second_class=second,
         confidences=column_by_id(scores, ids, "confidence"),
-        probabilities=probabilities,
+        probabilities=column_by_id(scores, ids, "probabilities"),
         vectors=vectors,
     )
     return question, rows
@@ -152,11 +160,12 @@ def pick_artifact(
     *,
     read_file: ReadFile,
     open_image: OpenImage,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> None:
     """Pick at most `wanted.budget` of the pool and store the picks, and those of the rivals, as `name` (paper 4.1).
 
-    Rivals pick as many as the method itself found. Raises what `pick` raises, and InvalidInput for a file of
-    embeddings that does not fit the pool.
+    Rivals pick as many as the method itself found. Raises what `pick` raises, Stopped when it is `cancelled` among it,
+    and InvalidInput for a file of embeddings that does not fit the pool.
     """
     question, rows = question_of(
         artifacts, ranking, model, wanted.split, read_file=read_file, embeddings_uri=wanted.embeddings_uri
@@ -174,6 +183,7 @@ def pick_artifact(
         open_image=open_unit if wanted.without_near_copies else None,
         spread=wanted.spread,
         one_per_family=wanted.one_per_family,
+        cancelled=cancelled,
     )
     own = pick(question, wanted.method, wanted.budget, rules, seed=wanted.seed)
     found = {wanted.method: own}
@@ -295,12 +305,6 @@ def _units(rows: pa.Table, task: Task) -> Units:
 def _first_rows(units: Units) -> npt.NDArray[np.int64]:
     """(units,) the first instance of each."""
     return np.unique(units.of, return_index=True)[1].astype(np.int64)
-
-
-def _codes(schema: Schema, labels: pa.Array) -> npt.NDArray[np.uint16]:
-    tags = pa.array(schema.attribute(MAIN_OBJECT).tags, pa.string())
-    codes = pc.fill_null(pc.index_in(labels, value_set=tags), UNKNOWN)
-    return np.asarray(codes.to_numpy(zero_copy_only=False), dtype=np.uint16)
 
 
 def _embeddings(

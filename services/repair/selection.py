@@ -43,8 +43,6 @@ class Pool:
     ids         N different instance ids
     codes       (N, A) tag codes; a code >= the tag count of its attribute ("unknown") matches nothing
     tag_counts  (A,)   tags of each attribute
-    second      a column of `codes` and (N,) other codes of it: an instance matches by either. The class, where the
-                model is not sure of it.
 
     Raises InvalidInput (arrays that do not fit each other, an id twice) and Precondition (no instance).
     """
@@ -52,7 +50,6 @@ class Pool:
     ids: Sequence[str]
     codes: Codes
     tag_counts: NDArray[np.int64]
-    second: tuple[int, Codes] | None = None
 
     def __post_init__(self) -> None:
         check_ids(self.ids)
@@ -110,6 +107,15 @@ def select(
         if not left:
             break
     return Selection(np.concatenate(rows), np.concatenate(slices), matched)
+
+
+def in_turn(pool: Pool, error_items: Ints, first: Floats) -> Iterator[tuple[int, int]]:
+    """As `select` with `spread`, one by one and without an end but that of the pool: (row, slice)."""
+    _check_slices(error_items, int(pool.tag_counts.sum()))
+    order = in_order(pool.ids, first)
+    pairs = [row[row >= 0].tolist() for row in error_items]
+    for slice_, places in _by_turns(_Bits(pool, order), pairs, range(len(pairs))):
+        yield int(order[places[0]]), slice_
 
 
 def match_counts(pool: Pool, error_items: Ints) -> NDArray[np.int64]:
@@ -186,8 +192,6 @@ class _Bits:
         column = int(np.searchsorted(self._ends, item, side="right"))
         code = item - int(self._ends[column] - self._pool.tag_counts[column])
         has = self._pool.codes[:, column] == code
-        if self._pool.second is not None and self._pool.second[0] == column:
-            has |= self._pool.second[1] == code
         if len(self._kept) == self._room:
             self._kept.popitem(last=False)
         self._kept[item] = self._pack(has[self._order])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -16,8 +17,8 @@ from hibug2.v1 import types_pb2
 from services.repair.collect import data_needs
 from services.repair.compare import Compared, Group, compare
 from services.repair.config import Settings
-from services.repair.methods import Method
-from services.repair.pick import Wanted, pick_artifact, pool_of, read_picks
+from services.repair.methods import Method, Stopped
+from services.repair.pick import Wanted, pick_artifact, pool_of, read_picks, tagging_of
 from shared.errors import invalid
 from shared.images.reader import ImageReader
 from shared.jobs import Jobs, Progress
@@ -74,23 +75,25 @@ class RepairServicer(rpc.RepairServiceServicer):
         artifacts = self._artifacts()
         parameters = (await asyncio.to_thread(artifacts.manifest, ranking)).provenance.parameters
         record = await asyncio.to_thread(artifacts.model, dataset, str(parameters["model"]))
-        tagging = parse(str(parameters["tagging"]), "taggings", "ranking")
+        tagging = await asyncio.to_thread(tagging_of, artifacts, ranking)
         await asyncio.to_thread(pool_of, artifacts, tagging, wanted.split)
         key = content_id(ranking=ranking.id, scores=record.digest, wanted=asdict(wanted), revision=REVISION)
         name = Name(dataset, "selections", key)
 
         async def work(progress: Progress) -> None:
             progress.step = "picking"
-            await asyncio.to_thread(
-                pick_artifact,
-                artifacts,
-                name,
-                ranking,
-                record,
-                wanted,
-                read_file=self._files.read,
-                open_image=self._images.open,
-            )
+            with suppress(Stopped):
+                await asyncio.to_thread(
+                    pick_artifact,
+                    artifacts,
+                    name,
+                    ranking,
+                    record,
+                    wanted,
+                    read_file=self._files.read,
+                    open_image=self._images.open,
+                    cancelled=lambda: progress.cancelled,
+                )
 
         return pb.CreateSelectionResponse(job=await self.jobs.create(str(name), work))
 

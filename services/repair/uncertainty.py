@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -63,25 +61,6 @@ def negative_entropy(probabilities: Floats) -> Floats:
     """(N,) sum of p log p, at most 0, NaN where unknown: the smaller, the less sure."""
     logs = np.log(probabilities, out=np.zeros_like(probabilities), where=probabilities > 0)
     return np.asarray(np.where(np.isnan(probabilities).any(axis=1), np.nan, (probabilities * logs).sum(axis=1)))
-
-
-def second_label(predicted: Sequence[str | None], probabilities: Floats) -> list[str | None]:
-    """The class of the second largest probability of each of N instances; None where it is not known.
-
-    Probabilities come without the names of their classes, so these are read off the `predicted` labels: a column's
-    class is what is predicted wherever it is the largest. A column that is never the largest, or is so for several
-    labels, has no name.
-    """
-    order = np.argsort(-np.nan_to_num(probabilities, nan=-1.0), axis=1, kind="stable")
-    known = (~np.isnan(probabilities.sum(axis=1))).tolist()
-    names: dict[int, set[str]] = {}
-    for row in np.flatnonzero(known).tolist():
-        label = predicted[row]
-        if label is not None:
-            names.setdefault(int(order[row, 0]), set()).add(label)
-    name_of = {column: next(iter(labels)) for column, labels in names.items() if len(labels) == 1}
-    second = order[:, 1].tolist()
-    return [name_of.get(column) if here else None for column, here in zip(second, known, strict=True)]
 
 
 def _largest(probabilities: Floats, n: int) -> Floats:

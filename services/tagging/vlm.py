@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from services.tagging.tagger import SURROUNDINGS, Answer, together
 from shared.images.box import Box
 from shared.images.reader import RGB, crop, resized_jpeg
 from shared.llm import LLM, Usage, WrongAnswer, correction
-from shared.prompting import Prompt
+from shared.prompting import Message, Prompt
 from shared.schema import UNKNOWN, Attribute
 
 MAX_ENUM_VALUES = 1000  # that providers take in the schema of one answer
@@ -83,18 +84,37 @@ def batches(attributes: Sequence[Attribute]) -> list[list[Attribute]]:
     return cut
 
 
+@dataclass(frozen=True)
+class _Question:
+    """What is asked of every image of a class; `digest` stands for the prompt."""
+
+    prompt: Prompt = field(compare=False)
+    digest: str
+    main_object: str
+    attributes: tuple[Attribute, ...]
+
+
+@lru_cache(maxsize=512)
+def _worded(question: _Question) -> tuple[list[Message], dict[str, Any]]:
+    """The messages without the image, and the schema of the answer: the same for every image of the class."""
+    messages = question.prompt.render(main_object=question.main_object, attributes=question.attributes)
+    return messages, answer_schema(question.attributes)
+
+
 async def _ask(
     llm: LLM, prompt: Prompt, image_jpeg: bytes, main_object: str, attributes: Sequence[Attribute]
 ) -> VlmTags:
     codes = np.full(len(attributes), UNKNOWN, dtype=np.uint16)
     spent = Usage()
     open_ = list(range(len(attributes)))
-    messages = prompt.render(images=[image_jpeg], main_object=main_object, attributes=attributes)
+    worded, schema = _worded(_Question(prompt, prompt.digest, main_object, tuple(attributes)))
+    messages = prompt.showing(worded, [image_jpeg])
     for last in (False, True):
         if not open_:
             break
         asked = [attributes[j] for j in open_]
-        schema = answer_schema(asked)
+        if last:
+            schema = answer_schema(asked)
         try:
             with prompt.in_logs():
                 reply = await llm.complete(
@@ -145,14 +165,19 @@ def read_answer(value: Any, attributes: Sequence[Attribute]) -> tuple[npt.NDArra
     problems: list[str] = []
     for i, attribute in enumerate(attributes):
         tags = given.get(_folded(attribute.name), [])
-        folded = [_folded(tag) for tag in attribute.tags]
-        if len(tags) == 1 and isinstance(tags[0], str) and _folded(tags[0]) in folded:
-            codes[i] = folded.index(_folded(tags[0]))
+        code = _by_word(attribute.tags).get(_folded(tags[0])) if len(tags) == 1 and isinstance(tags[0], str) else None
+        if code is not None:
+            codes[i] = code
         elif not tags:
             problems.append(f"'{attribute.name}' is missing")
         else:
             problems.append(f"'{attribute.name}' must be one of: {' | '.join(attribute.tags)}")
     return codes, problems
+
+
+@lru_cache(maxsize=4096)
+def _by_word(tags: tuple[str, ...]) -> dict[str, int]:
+    return {_folded(tag): code for code, tag in reversed(list(enumerate(tags)))}
 
 
 def _folded(text: str) -> str:

@@ -31,7 +31,7 @@ from shared.errors import HiBug2Error, NotFound, Unavailable
 from shared.images.reader import ImageReader
 from shared.llm import Account, BudgetSpent, llm_from
 from shared.names import parse_any
-from shared.prompting import load_prompt, prompts_root
+from shared.prompting import Prompt, load_prompt, prompts_root
 from shared.queue.stream import Entry, WorkQueue
 from shared.rpc import status
 from shared.schema import Schema, Tagger
@@ -44,7 +44,7 @@ _BLOCK_MS = 500
 _TICK_S = 0.25  # between two looks whether somebody still waits for what is in hand: a cancel is heard within it
 _REGISTER_S = 2.0
 _WAIT_S = (0.5, 15.0)  # before another try while a storage or a model is away
-_AHEAD = 2  # parts in hand beyond those whose calls are on their way
+_AHEAD = 1.5  # parts in hand for each whose calls are on their way: others are being opened or handed back
 
 
 @dataclass
@@ -72,6 +72,7 @@ class Worker:
         self._llm = llm_from(settings, redis)
         self._clip: tuple[str, ClipTagger] | None = None  # with what its weights were when it was loaded
         self._loading = Lock()
+        self._prompts: dict[str, Prompt] = {}  # by task
         self._queue = WorkQueue(redis, QUEUE, int(settings.lease_s * 1000))
         self._name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._held: dict[bytes, _Held] = {}
@@ -80,7 +81,7 @@ class Worker:
         self._shard = lru_cache(maxsize=16)(self._read_shard)
         self.slots = 2  # one part is opened while another is written
         if self._llm is not None:
-            self.slots = math.ceil(settings.llm_max_concurrency / settings.llm_item_rows) + _AHEAD
+            self.slots = math.ceil(_AHEAD * settings.llm_max_concurrency / settings.llm_item_rows) + 2
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop`; while Redis is away, wait for it."""
@@ -291,7 +292,7 @@ class Worker:
             attributes = [replace(attribute, tagger=Tagger.VLM) for attribute in attributes]
         taggers: dict[Tagger, ImageTagger] = {Tagger.MEASURED: MeasuredTagger()}
         if self._llm is not None and any(a.tagger is Tagger.VLM for a in attributes):
-            prompt = load_prompt("tagging", "tag", schema.task.value, root=prompts_root(self._settings.prompts_dir))
+            prompt = self._prompt(schema.task.value, outline.prompt_digest)
             if prompt.digest != outline.prompt_digest or (outline.model and self._settings.llm_model != outline.model):
                 raise Unavailable(
                     "this worker has another prompt or model than the tagging service that planned the work; "
@@ -303,6 +304,14 @@ class Worker:
         if self._settings.clip_model and any(a.tagger is Tagger.CLIP for a in attributes):
             taggers[Tagger.CLIP] = await asyncio.to_thread(self._clip_tagger, outline.clip)
         return await tag_instances(instances, attributes, self._reader, taggers)
+
+    def _prompt(self, task: str, planned: str) -> Prompt:
+        """The prompt of `task`, read again where it is not the one that was `planned`: files may have changed."""
+        known = self._prompts.get(task)
+        if known is None or known.digest != planned:
+            known = load_prompt("tagging", "tag", task, root=prompts_root(self._settings.prompts_dir))
+            self._prompts[task] = known
+        return known
 
     def _clip_tagger(self, planned: str) -> ClipTagger:
         """The tagger of `planned`, loaded when it is first asked for: seconds, and the memory of its weights."""

@@ -10,7 +10,7 @@ import asyncio
 import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, Self
 
 from shared import logs, metrics
@@ -175,7 +175,7 @@ class LLM:
         request = Request(shown, schema, name, temperature, max_tokens)
         if account is None or not self._cached:
             return await self._endpoint.ask(request, self._till)
-        key = key_of(account.team, self.settings.base_url, self.settings.model, asdict(request))
+        key = key_of(account.team, self.settings.base_url, self.settings.model, vars(request))
         while (flight := self._flights.get(key)) is not None:
             if kept := await asyncio.shield(flight):  # None: the other failed, so it is this one's turn
                 return self._hit(kept, "shared")

@@ -8,10 +8,12 @@ later calls.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
+import math
 import re
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import openai
@@ -23,17 +25,28 @@ from shared.errors import HiBug2Error, Precondition, Unavailable
 from shared.llm import retry, tokens
 from shared.llm.answer import Refused, Reply, Truncated, Usage, extract_json, shortened
 from shared.llm.dialect import Dialect, Request, message_of
+from shared.llm.ledger import Reservation
 from shared.llm.rate import Rate
 from shared.llm.settings import LLMSettings
 from shared.llm.till import Till
 
 log = logs.get("llm")
 
+_PATH = "/chat/completions"
+_POOL = 16  # connections of a pool, more or less
 MOST_OUTPUT = 8192  # tokens that an answer may take where the prompt sets no limit and somebody pays
 _LIKELY_OUTPUT = 1024
 _LONGEST_PAUSE_S = 3600.0  # that an endpoint may ask of all processes
 _DATA_URL = re.compile(r"data:[\w/+.-]+;base64,[\w+/=%-]*")
 _LONG_RUN = re.compile(r"[A-Za-z0-9+/=_-]{65,}")  # nothing a person reads: image bytes, keys
+
+
+class _Answered(NamedTuple):
+    """What came back for a request, its reservation, and the tokens that the rate took it for."""
+
+    completion: object
+    paid: Reservation | None
+    likely: int
 
 
 class Endpoint:
@@ -43,18 +56,23 @@ class Endpoint:
         self.settings = settings
         # The SDK logs whole requests, images included, when OPENAI_LOG asks for debug.
         logging.getLogger("openai").setLevel(logging.INFO)
-        self._api = openai.AsyncOpenAI(
-            base_url=settings.base_url,
-            api_key=settings.api_key.get_secret_value() or "none",  # local servers take any
-            timeout=settings.timeout_s,
-            max_retries=0,
-        )
+        self._apis = [
+            openai.AsyncOpenAI(
+                base_url=settings.base_url,
+                api_key=settings.api_key.get_secret_value() or "none",  # local servers take any
+                timeout=settings.timeout_s,
+                max_retries=0,
+            )
+            # At each request a client's pool goes through all of its connections, so many calls get several pools.
+            for _ in range(math.ceil(settings.max_concurrency / _POOL))
+        ]
+        self._next_api = itertools.cycle(self._apis)
         self._rate = rate
         self._slots = asyncio.Semaphore(settings.max_concurrency)
         self._dialect = Dialect()
 
     async def close(self) -> None:
-        await self._api.close()
+        await asyncio.gather(*(api.close() for api in self._apis))
 
     async def ask(self, request: Request, till: Till) -> Reply:
         """The answer to `request`, paid at `till`.
@@ -68,7 +86,7 @@ class Endpoint:
                 spoken = dialect
                 body = spoken.body(request, self.settings.model)
                 try:
-                    reply = await self._retried(body, till)
+                    answered = await self._retried(body, till)
                 except (openai.APIError, *retry.UNREADABLE, TimeoutError) as error:
                     refusal = error
                     dialect = spoken.simpler(error, body) if isinstance(error, openai.APIStatusError) else None
@@ -76,11 +94,13 @@ class Endpoint:
                 if spoken != known:  # kept only now that it is known to help
                     log.info("endpoint takes less than asked", host=self._host, takes=str(spoken))
                     self._dialect = spoken
-                return reply
-        # Not raised from the SDK's error: its request holds the key and the images.
-        raise self._meaning(refusal)
+                break
+            else:
+                # Not raised from the SDK's error: its request holds the key and the images.
+                raise self._meaning(refusal)
+        return await self._settled(answered, till)  # while another call has the slot
 
-    async def _retried(self, body: Mapping[str, Any], till: Till) -> Reply:
+    async def _retried(self, body: Mapping[str, Any], till: Till) -> _Answered:
         """One request, tried again while what fails may pass."""
         waited_s = 0.0  # for a turn: no sign of a failure, so it does not end the retries
 
@@ -100,10 +120,10 @@ class Endpoint:
         async for attempt in attempts:
             with attempt:
                 waited_s += await self._rate.acquire(likely, self._patience_s)
-                reply = await self._once(body, till, size.most, limit or MOST_OUTPUT, likely)
-        return reply
+                answered = await self._once(body, till, size.most, limit or MOST_OUTPUT, likely)
+        return answered
 
-    async def _once(self, body: Mapping[str, Any], till: Till, read: int, written: int, likely: int) -> Reply:
+    async def _once(self, body: Mapping[str, Any], till: Till, read: int, written: int, likely: int) -> _Answered:
         """One request. Every one has a reservation of its own: each may be billed.
 
         It is given back only when the request was surely not billed. A cancelled one is not settled at all: it counts
@@ -119,7 +139,8 @@ class Endpoint:
             attributes = {"gen_ai.request.model": self.settings.model}
             with traces.span("chat", "client", attributes=attributes):
                 async with asyncio.timeout(self.settings.timeout_s):
-                    completion: object = await self._api.chat.completions.create(**cast(Any, body))
+                    # As `chat.completions.create` does, which would first go through all of the body in Python.
+                    completion: object = await next(self._next_api).post(_PATH, cast_to=ChatCompletion, body=body)
         except (openai.APIError, *retry.UNREADABLE, TimeoutError) as error:
             metrics.LLM_CALLS.labels(retry.outcome(error)).inc()
             if retry.cost_nothing(error):
@@ -132,6 +153,11 @@ class Endpoint:
                 if asked is not None and not retry.quota_spent(error):
                     await self._rate.pause(min(asked, _LONGEST_PAUSE_S))
             raise
+        return _Answered(completion, paid, likely)
+
+    async def _settled(self, answered: _Answered, till: Till) -> Reply:
+        """What was answered, with what it has cost."""
+        completion, paid, likely = answered
         if not isinstance(completion, ChatCompletion) or not isinstance(completion.choices, list):
             metrics.LLM_CALLS.labels("error").inc()
             await till.lose(paid)

@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,7 +88,7 @@ class Prompt:
     examples: tuple[Example, ...]
     settings: PromptSettings
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """sha256 (64 hex digits) over text, examples, schema and settings."""
         said = {
@@ -110,14 +110,18 @@ class Prompt:
         for example in self.examples:
             messages.append({"role": "user", "content": self._fill(self.input, example.inputs)})
             messages.append({"role": "assistant", "content": json.dumps(example.answer, ensure_ascii=False)})
-        text = self._fill(self.input, inputs)
+        return self.showing([*messages, {"role": "user", "content": self._fill(self.input, inputs)}], images)
+
+    def showing(self, messages: Sequence[Message], images: Sequence[bytes]) -> list[Message]:
+        """The `messages` that `render` made without images, with JPEG `images` in the last."""
         if not images:
-            return [*messages, {"role": "user", "content": text}]
-        parts: list[Message] = [{"type": "text", "text": text}]
+            return list(messages)
+        *before, last = messages
+        parts: list[Message] = [{"type": "text", "text": last["content"]}]
         for image in images:
             url = "data:image/jpeg;base64," + base64.b64encode(image).decode()
             parts.append({"type": "image_url", "image_url": {"url": url, "detail": self.settings.detail}})
-        return [*messages, {"role": "user", "content": parts}]
+        return [*before, {**last, "content": parts}]
 
     @contextmanager
     def in_logs(self) -> Iterator[None]:

@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.connection import AbstractConnection, BlockingConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError, ResponseError
@@ -26,6 +26,7 @@ from shared.queue import scripts
 GROUP = "workers"
 # redis-py's own socket timeout must exceed every BLOCK, or an idle read looks like a dead connection.
 SOCKET_TIMEOUT_S = 30.0
+_CONNECTIONS = 64  # of a process
 _SILENT_MS = 15_000  # a job or a worker that said nothing for so long is gone
 _TURNS = 4  # every fourth entry is a batch entry first
 
@@ -106,10 +107,17 @@ def connect(url: str) -> Redis:
     """A client for `url` that survives blocking reads; bytes in, bytes out."""
     # After a restart of the server every connection of the pool is dead, and each would fail one call.
     retry = Retry(ExponentialBackoff(cap=0.5, base=0.05), 2, supported_errors=(ConnectionError,))
-    client = Redis.from_url(url, socket_timeout=SOCKET_TIMEOUT_S, health_check_interval=15, retry=retry)
-    pool = client.connection_pool
+    # Who finds all connections in use waits for one; the usual pool would say that Redis is not there.
+    pool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=_CONNECTIONS,
+        timeout=SOCKET_TIMEOUT_S,
+        socket_timeout=SOCKET_TIMEOUT_S,
+        health_check_interval=15,
+        retry=retry,
+    )
     pool.connection_class = type("Connection", (_Cancellable, pool.connection_class), {})
-    return client
+    return Redis.from_pool(pool)
 
 
 class WorkQueue:

@@ -105,6 +105,12 @@ class Platform:
         network = (f"--network={self.mark}", f"--network-alias={component}")
         self.engine.start(self.container(component), image, *command, options=(*network, *options))
 
+    def restart(self, component: str) -> None:
+        """Start a container that ended; it may have another address now, as a new pod has."""
+        name = self.container(component)
+        self.engine("start", name)
+        assert component == "redis" or self.engine.healthy(name), self.engine.logs(name)
+
     def stop(self) -> None:
         names = [self.container(component) for component in ("gateway", *SERVICES[1:], *WORKERS, "redis")]
         self.engine("rm", "--force", "--volumes", "--time=1", *names, check=False)

@@ -79,7 +79,7 @@ def test_trimming_takes_what_is_not_used_and_nothing_else(tmp_path: Path) -> Non
     for name in used + unused:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
-    trim.trim(tmp_path)
+    trim.trim(tmp_path, "repair")
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == set(used)
 
 

@@ -270,3 +270,8 @@ async def test_a_task_that_talks_to_redis_ends_when_it_is_cancelled_at_whatever_
         _, still = await asyncio.wait([talking], timeout=5)
         assert not still
         assert await redis.incr("count") == turns + 1  # and no answer goes to the wrong call
+
+
+async def test_more_calls_at_once_than_connections_wait_for_one(redis):
+    assert await asyncio.gather(*(redis.set(f"k{i}", i) for i in range(500))) == [True] * 500
+    assert len(await redis.client_list()) < 100

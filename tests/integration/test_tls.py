@@ -37,6 +37,7 @@ from shared.rpc.probe import healthy
 from shared.rpc.server import start
 from tests.integration.certificates import Mount, issue
 from tests.integration.waiting import eventually
+from tests.log_settings import restored_logs
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 
@@ -351,7 +352,7 @@ def test_certificates_for_a_gateway_elsewhere_are_nothing_to_the_local_engine(mo
     for name, file in (("CA", "ca.crt"), ("CERT", "tls.crt"), ("KEY", "tls.key")):
         monkeypatch.setenv(f"HIBUG2_TLS_{name}_FILE", str(mount.folder / file))
     table = pa.table({"pose": ["sitting"] * 5, "right": [0.0] * 5})
-    with enumeration() as address, Client(address, timeout_s=10) as client:
+    with restored_logs(), enumeration() as address, Client(address, timeout_s=10) as client:
         assert client.enumerate(table, ["right"], depth=1, min_count=5).num_rows == 1
 
 

@@ -38,8 +38,8 @@ class _SelectionMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Selec
     SELECTION_METHOD_SINGLE_ATTRIBUTE: _SelectionMethod.ValueType  # 5
     """Lowest mean first, of error slices with a single pair only, as HiBug knows them."""
     SELECTION_METHOD_SLICES_AND_MARGIN: _SelectionMethod.ValueType  # 6
-    """The error slices of each family's clearest member take in turn what the model is least sure of, by the margin
-    between its two most probable classes; an instance matches by either class. Needs probabilities.
+    """As margin, but wherever that would pick from an error slice, the slices take their turn (one of each family), each
+    with what the model is least sure of. Needs probabilities. Classification only.
     """
     SELECTION_METHOD_LEAST_CONFIDENCE: _SelectionMethod.ValueType  # 7
     """Smallest confidence first, whatever the slices; needs confidence or probabilities."""
@@ -64,8 +64,8 @@ SELECTION_METHOD_P_VALUE: SelectionMethod.ValueType  # 4
 SELECTION_METHOD_SINGLE_ATTRIBUTE: SelectionMethod.ValueType  # 5
 """Lowest mean first, of error slices with a single pair only, as HiBug knows them."""
 SELECTION_METHOD_SLICES_AND_MARGIN: SelectionMethod.ValueType  # 6
-"""The error slices of each family's clearest member take in turn what the model is least sure of, by the margin
-between its two most probable classes; an instance matches by either class. Needs probabilities.
+"""As margin, but wherever that would pick from an error slice, the slices take their turn (one of each family), each
+with what the model is least sure of. Needs probabilities. Classification only.
 """
 SELECTION_METHOD_LEAST_CONFIDENCE: SelectionMethod.ValueType  # 7
 """Smallest confidence first, whatever the slices; needs confidence or probabilities."""

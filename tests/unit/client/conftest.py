@@ -98,7 +98,7 @@ class Gateway(
         self.streamed = None  # the columns of a slice stream; all when None
         self.faults = []  # gRPC codes with which the next calls fail before they reach a service
         self.watching = threading.Event()
-        self.problem = None  # with which a prediction fails
+        self.problem = None  # with which a prediction or a selection fails
 
     def _enter(self, request, context):
         self.requests.append(request)
@@ -458,23 +458,69 @@ class Gateway(
                 )
         return response
 
+    def CreateSelection(self, request, context):
+        self._enter(request, context)
+        method = repair_pb2.SelectionMethod.Name(request.method).removeprefix("SELECTION_METHOD_").lower()
+        name = f"datasets/bears/selections/{method}"
+        return repair_pb2.CreateSelectionResponse(job=job(types_pb2.JOB_STATE_RUNNING, name=name))
+
+    def WatchSelection(self, request, context):
+        self._enter(request, context)
+        ended = job(types_pb2.JOB_STATE_SUCCEEDED, name=request.name)
+        if self.problem is not None:
+            ended.state = types_pb2.JOB_STATE_FAILED
+            ended.problem.CopyFrom(self.problem)
+        yield repair_pb2.WatchSelectionResponse(job=ended)
+
     def GetSelection(self, request, context):
         self._enter(request, context)
-        random = request.name.endswith("s2")
-        return repair_pb2.GetSelectionResponse(method=repair_pb2.SelectionMethod.ValueType(2 if random else 1))
+        method = repair_pb2.SelectionMethod.ValueType(2 if request.name.endswith("s2") else 1)
+        found = repair_pb2.GetSelectionResponse(method=method, pick_count=1, pool_count=9, near_copy_count=3)
+        found.methods.add(method=method, pick_count=1, shared_count=1, matching_count=1)
+        found.methods.add(method=repair_pb2.SELECTION_METHOD_MARGIN, pick_count=1)
+        return found
 
     def ListPicks(self, request, context):
         self._enter(request, context)
-        rank = 0 if request.parent.endswith("s2") else 1
-        picks = [repair_pb2.Pick(instance_id="p1", image_uri="file:///p1.png", slice_rank=rank, slice_mean=0.25)]
-        return repair_pb2.ListPicksResponse(picks=picks)
+        pick = repair_pb2.Pick(instance_id="p1", image_uri="file:///p1.png", slice_mean=0.25, pool_index=5)
+        if request.parent.endswith("s2"):
+            return repair_pb2.ListPicksResponse(picks=[pick])
+        pick.slice_rank, pick.value, pick.predicted_label = 1, 0.25, "bear"
+        pick.tags.add(attribute="[bold]colour", tag="dark, red")
+        other = repair_pb2.Pick()
+        other.CopyFrom(pick)
+        other.instance_id, other.image_uri, other.pool_index = "p2", "file:///p2.png", 2
+        return repair_pb2.ListPicksResponse(picks=[pick, other])
+
+    def ListDataNeeds(self, request, context):
+        self._enter(request, context)
+        tags = [types_pb2.AttributeTag(attribute="colour", tag="red")]
+        need = repair_pb2.DataNeed(
+            slice_rank=1,
+            slice_mean=0.25,
+            tags=tags,
+            pool_count=2,
+            missing_count=8,
+            description="Collect 8 images with [bold]colour red; the pool has 2.",
+            prompt="A realistic photo of bear.",
+        )
+        return repair_pb2.ListDataNeedsResponse(needs=[need])
 
     def CompareRepair(self, request, context):
         self._enter(request, context)
         outcomes = [repair_pb2.RepairOutcome(model="datasets/bears/models/v1", overall_mean=0.5, failing_mean=0.25)]
+        outcomes[0].groups.add(group=repair_pb2.REPAIR_GROUP_FAILING, scored_count=4, mean=0.25)
         for c in request.compared_models:
             method = repair_pb2.SelectionMethod.ValueType(2 if c.selection.endswith("s2") else 1)
             outcome = repair_pb2.RepairOutcome(model=c.model, selection=c.selection, method=method, added_count=9)
+            outcome.groups.add(
+                group=repair_pb2.REPAIR_GROUP_MATCHING,
+                scored_count=4,
+                mean=0.5,
+                change=0.25,
+                change_low=0.125,
+                change_high=0.375,
+            )
             outcomes.append(outcome)
         return repair_pb2.CompareRepairResponse(outcomes=outcomes)
 

@@ -290,7 +290,7 @@ def test_predictions_picks_instances_and_report(client, gateway):
     predicted = client.predicted("abc").to_pylist()
     assert predicted[0]["method"] == "tag_substitution"
     assert predicted[0]["replaced"] == {"attribute": "colour", "tag": "red"}
-    assert client.picks("abc")["slice_rank"].to_pylist() == [1]
+    assert client.picks("abc")["slice_rank"].to_pylist() == [1, 1]
     assert client.picks("abc", "random")["slice_rank"].to_pylist() == [0]
     with pytest.raises(UserError, match="method"):
         client.picks("abc", "best")

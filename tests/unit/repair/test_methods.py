@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.repair.diversity import k_center, tag_vectors
-from services.repair.methods import BY_SLICES, ErrorSlices, Method, Question, Rules, Units, pick
-from services.repair.selection import Pool
-from services.repair.uncertainty import confidence, margin, negative_entropy, probability_rows, second_label
+from services.repair.methods import BY_SLICES, ErrorSlices, Method, Question, Rules, Stopped, Units, pick
+from services.repair.selection import Pool, select
+from services.repair.uncertainty import confidence, margin, negative_entropy, probability_rows
 from shared.errors import InvalidInput, Precondition
 
 COUNTS = np.array([3, 2, 4])
@@ -45,7 +45,6 @@ def questions(draw, images=True):
         units=units,
         errors=errors,
         class_column=0,
-        second_class=lambda: rng.integers(0, 3, n).astype(np.uint16),
         confidences=pa.nulls(n, pa.float64()),
         probabilities=pa.array(raw.tolist(), pa.list_(pa.float32())),
         vectors=lambda: (tag_vectors(codes, COUNTS), tag_vectors(codes[:2], COUNTS)),
@@ -88,33 +87,36 @@ def test_every_method_keeps_to_budget_and_exclusions_and_repeats_none(question, 
     assert found.unit.tolist() == whole.unit.tolist()[:budget]
 
 
-@given(questions(images=False), st.integers(1, 30))
-@settings(max_examples=60, deadline=None)
-def test_slices_and_margin_asks_one_of_each_family_in_turn_for_the_least_sure(question, budget):
-    second = question.second_class()
-    question = replace(question, second_class=lambda: second)
-    found = pick(question, Method.SLICES_AND_MARGIN, budget, NO_RULES)
-    margins = margin(probability_rows(question.probabilities))
-    offsets = np.cumsum(COUNTS) - COUNTS
-    held = [set(row) | {int(s)} for row, s in zip((question.pool.codes + offsets).tolist(), second, strict=True)]
-    leads = [s for s in range(len(question.errors)) if question.errors.family[s] in (0, s + 1)]
-    assert set(found.slice.tolist()) <= set(leads)
-    taken = set()
-    for unit, slice_ in zip(found.unit.tolist(), found.slice.tolist(), strict=True):
-        wanted = {i for i in question.errors.items[slice_].tolist() if i >= 0}
-        left = [row for row in range(len(held)) if wanted <= held[row] and row not in taken]
-        assert margins[unit] == min(margins[row] for row in left)
-        taken.add(unit)
-    turns = [found.slice.tolist()[: i + 1] for i in range(len(found))]
-    for said in turns:  # nobody is asked again before all who have something left were
-        assert max((said.count(s) for s in set(said)), default=0) <= 1 + min(
-            (said.count(s) for s in leads if any(held_by(question, held, s, taken))), default=len(said)
-        )
-
-
-def held_by(question, held, slice_, taken):
-    wanted = {i for i in question.errors.items[slice_].tolist() if i >= 0}
-    return [wanted <= tags and row not in taken for row, tags in enumerate(held)]
+@given(questions(images=False), st.integers(1, 30), st.booleans())
+@settings(max_examples=80, deadline=None)
+def test_slices_and_margin_is_the_margin_outside_the_slices_and_their_turn_inside(question, budget, some_left_out):
+    left_out = np.arange(len(question.pool.ids)) % 4 == 0 if some_left_out else np.zeros(len(question.pool.ids), bool)
+    rules = Rules(excluded=left_out)
+    found = pick(question, Method.SLICES_AND_MARGIN, budget, rules)
+    if not len(question.errors):
+        assert not len(found)
+        return
+    inside = {row for s in range(len(question.errors)) for row in holders(question, s)}
+    every = pick(question, Method.MARGIN, len(question.pool.ids), NO_RULES).unit.tolist()
+    leads = np.flatnonzero(question.errors.leads)
+    turns = select(
+        question.pool,
+        question.errors.items[leads],
+        len(question.pool.ids),
+        first=question.margins,
+        spread=True,
+        accept=lambda row: not left_out[row],
+    )
+    shared = list(zip(turns.index.tolist(), leads[turns.slice].tolist(), strict=True))
+    expected, taken = [], set()
+    for row in every:
+        if row in inside and shared:
+            expected.append(shared.pop(0))
+        elif row not in taken and not left_out[row]:
+            expected.append((row, -1))
+        taken.add(expected[-1][0] if expected else -1)
+    assert list(zip(found.unit.tolist(), found.slice.tolist(), strict=True)) == expected[:budget]
+    assert found.value.tolist() == question.margins[found.unit].tolist()
 
 
 @pytest.mark.parametrize(
@@ -131,7 +133,6 @@ def test_what_is_for_single_instances_is_refused_for_images(method, rules, field
         units=Units(["image"], np.array([0, 0])),
         errors=ErrorSlices(np.zeros((1, 1), np.int32), *(np.ones(1) for _ in range(5))),
         class_column=0,
-        second_class=lambda: None,
         confidences=pa.nulls(2),
         probabilities=pa.nulls(2),
         vectors=lambda: (np.zeros((2, 1)), np.zeros((0, 1))),
@@ -175,12 +176,6 @@ def test_probabilities_of_other_shapes_are_refused(rows):
         probability_rows(lists(rows))
 
 
-def test_the_second_class_is_named_by_what_is_predicted_where_its_column_is_largest():
-    p = np.array([[0.7, 0.2, 0.1], [0.3, 0.6, 0.1], [0.2, 0.1, 0.7], [0.4, 0.5, 0.1], [np.nan] * 3])
-    assert second_label(["a", "b", "c", "b", None], p) == ["b", "a", "a", "a", None]
-    assert second_label(["a", "b", "c", "x", None], p) == [None, "a", "a", "a", None]
-
-
 @given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.integers(0, 6))
 @settings(max_examples=50, deadline=None)
 def test_each_center_is_the_farthest_row(seed, budget, n_known):
@@ -204,3 +199,20 @@ def test_instances_lie_apart_by_the_attributes_in_which_they_differ():
     a, b, c = tag_vectors(codes, COUNTS)
     assert ((a - b) ** 2).sum() == 4
     assert ((a - c) ** 2).sum() == 1
+
+
+@pytest.mark.parametrize("rules", [NO_RULES, Rules(quota=1)])
+def test_a_long_method_stops_when_it_is_told_to(rules):
+    question = Question(
+        pool=Pool([str(i) for i in range(5)], np.zeros((5, 3), np.uint16), COUNTS),
+        units=Units([str(i) for i in range(5)], np.arange(5)),
+        errors=ErrorSlices(np.zeros((1, 1), np.int32), *(np.ones(1) for _ in range(5))),
+        class_column=0,
+        confidences=pa.nulls(5),
+        probabilities=pa.nulls(5),
+        vectors=lambda: (np.zeros((5, 1), np.float32), np.zeros((0, 1), np.float32)),
+    )
+    answers = iter([False, False, True])
+    with pytest.raises(Stopped):
+        pick(question, Method.K_CENTER, 5, replace(rules, cancelled=lambda: next(answers)))
+    assert next(answers, None) is None

@@ -15,8 +15,8 @@ from services.repair.methods import Method
 from services.repair.pick import Wanted, class_codes, pick_artifact, pool_of, read_picks
 from shared.errors import InvalidInput, NotFound, Precondition
 from shared.names import Name
-from shared.schema import UNKNOWN
-from shared.store.artifacts import ModelRecord, items_of, table_digest
+from shared.schema import UNKNOWN, Task
+from shared.store.artifacts import ModelRecord, Provenance, items_of, table_digest
 from tests.unit.shared.world import OFFSETS, POOL, RANKING, SCHEMA, TAGGING, N, World
 
 NAME = Name("pets", "selections", "s")
@@ -215,6 +215,67 @@ def test_embeddings_that_do_not_fit_are_refused(world, table, what):
     wanted = replace(WANTED, method=Method.K_CENTER, embeddings_uri="file:///e.parquet")
     with pytest.raises(InvalidInput, match=what):
         picked(world, wanted, read_file=lambda _: sink.getvalue())
+
+
+def as_detection(world: World) -> None:
+    """Three instances of the world become three objects of one image."""
+    artifacts = world.artifacts
+    schema = replace(SCHEMA, task=Task.DETECTION)
+    artifacts.write_schema("pets", schema, Provenance({}))
+    for name in (TAGGING, RANKING):
+        manifest = artifacts.manifest(name)
+        parameters = {**manifest.provenance.parameters, "schema": schema.schema_id}
+        artifacts.complete(name, replace(manifest, provenance=replace(manifest.provenance, parameters=parameters)))
+    record = artifacts.dataset("pets")
+    instances = artifacts.instances(record)
+    uris = pa.array([f"file:///images/{i // 3}.png" for i in range(instances.num_rows)])
+    at = instances.schema.get_field_index("image_uri")
+    part = artifacts.write_instances("pets", instances.set_column(at, instances.schema.field(at), uris))
+    artifacts.write_dataset(replace(record, task=Task.DETECTION, parts=(part,)))
+
+
+@pytest.mark.parametrize("method", [Method.LOWEST_MEAN, Method.RANDOM])
+def test_in_detection_an_image_is_picked_once_with_the_object_that_asked_for_it(tmp_path, method):
+    world = World(tmp_path)
+    as_detection(world)
+    seen = []
+    wanted = replace(WANTED, method=method, without_near_copies=True)
+    rng = np.random.default_rng(0)
+
+    def open_image(uri):
+        seen.append(uri)
+        return rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+
+    picks, summary = picked(world, wanted, open_image=open_image)
+    first = N // 3  # the first image with a pool instance; its first object is of the validation split
+    assert summary["pool_count"] == len({i // 3 for i in range(N, N + POOL)})
+    assert picks["image_uri"].to_pylist() == seen
+    assert len(set(seen)) == len(seen) == summary["pick_count"] > 0
+    errors = items_of(world.artifacts.read_part(RANKING, "error_slices"))
+    codes = world.codes.copy()
+    codes[:, 0] = [SCHEMA.attributes[0].code(name) for name in world.predicted]
+    for pick in picks.to_pylist():
+        instance = world.ids.index(pick["instance_id"])
+        assert pick["image_uri"] == f"file:///images/{instance // 3}.png"
+        assert pick["pool_index"] == instance // 3 - first
+        if method is Method.LOWEST_MEAN:
+            asked = errors[pick["slice_rank"] - 1]
+            assert {i for i in asked.tolist() if i >= 0} <= set((codes[instance] + OFFSETS[:-1]).tolist())
+    if method is Method.LOWEST_MEAN:
+        values = picks["value"].to_pylist()
+        assert values == sorted(values)
+    assert read_picks(world.artifacts, NAME, None)[1][0] == ("main object", "bear")
+
+
+def test_tags_of_another_schema_are_not_picked_from(tmp_path):
+    world = World(tmp_path)
+    manifest = world.artifacts.manifest(TAGGING)
+    provenance = replace(manifest.provenance, parameters={"schema": "0123456789abcdef"})
+    world.artifacts.complete(TAGGING, replace(manifest, provenance=provenance))
+    with pytest.raises(
+        Precondition, match="has the schema 0123456789abcdef, and datasets/pets/rankings/r was made with"
+    ):
+        picked(world)
 
 
 def test_tags_and_instances_of_the_pool_are_in_one_order(world):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.repair import selection
-from services.repair.selection import Pool, in_order, match_counts, random_order, select, take_first
+from services.repair.selection import Pool, in_order, in_turn, match_counts, random_order, select, take_first
 from shared.errors import InvalidInput, Precondition
 
 UNKNOWN = 65535
@@ -24,10 +24,6 @@ def pools(draw):
     codes[rng.random(codes.shape) < 0.1] = UNKNOWN
     if draw(st.booleans()):
         codes = np.minimum(codes, 255).astype(np.uint8)
-    second = None
-    if draw(st.booleans()):
-        column = int(rng.integers(len(counts)))
-        second = column, rng.integers(0, counts[column] + 1, n).astype(np.uint16)
     ids = [f"{'é' if i % 3 else 'x'}{i}" for i in rng.permutation(n)]
     offsets = np.concatenate([[0], np.cumsum(counts)])
     depth = draw(st.integers(1, 3))
@@ -38,27 +34,19 @@ def pools(draw):
         rows.append([*(int(offsets[a] + rng.integers(counts[a])) for a in at), *[-1] * (depth - size)])
     first = np.where(rng.random(n) < 0.2, np.nan, rng.integers(0, 5, n)) if draw(st.booleans()) else None
     refused = {i for i in ids if rng.random() < 0.2} if draw(st.booleans()) else set()
-    pool = Pool(ids, codes, np.array(counts), second)
+    pool = Pool(ids, codes, np.array(counts))
     return pool, np.array(rows, np.int32), draw(st.integers(1, n + 5)), first, refused
 
 
 def moved(pool, first, order):
-    second = None if pool.second is None else (pool.second[0], pool.second[1][order])
-    return (
-        Pool([pool.ids[i] for i in order], pool.codes[order], pool.tag_counts, second),
-        None if first is None else first[order],
-    )
+    there = Pool([pool.ids[i] for i in order], pool.codes[order], pool.tag_counts)
+    return there, None if first is None else first[order]
 
 
 def extents(pool, items):
     pair_of = [(a, code) for a, count in enumerate(pool.tag_counts) for code in range(count)]
-
-    def has(i, a, code):
-        also = pool.second is not None and pool.second[0] == a and pool.second[1][i] == code
-        return pool.codes[i, a] == code or also
-
     wanted = [[pair_of[item] for item in row if item >= 0] for row in items.tolist()]
-    return [[i for i in range(len(pool.ids)) if all(has(i, a, c) for a, c in pairs)] for pairs in wanted]
+    return [[i for i in range(len(pool.ids)) if all(pool.codes[i, a] == c for a, c in pairs)] for pairs in wanted]
 
 
 def reference(pool, items, budget, first, refused, spread):
@@ -142,6 +130,17 @@ class TestSelect:
             assert some.index.tolist() == every.index.tolist()[:budget]
 
         check()
+
+
+@given(pools())
+@settings(max_examples=50, deadline=None)
+def test_slices_in_turn_are_those_of_a_spread(given_):
+    pool, items, budget, first, _ = given_
+    first = np.zeros(len(pool.ids)) if first is None else first
+    chosen = select(pool, items, budget, first=first, spread=True)
+    assert list(in_turn(pool, items, first))[:budget] == list(
+        zip(chosen.index.tolist(), chosen.slice.tolist(), strict=True)
+    )
 
 
 CODES = np.zeros((3, 2), np.uint16)

@@ -14,6 +14,7 @@ from opentelemetry.trace import StatusCode
 from shared import logs, traces
 from shared.errors import NotFound
 from shared.rpc import context
+from tests.log_settings import restored_logs
 
 
 @pytest.fixture
@@ -113,11 +114,12 @@ async def test_a_generator_that_is_closed_elsewhere_ends_its_span(kept):
 
 
 def test_log_lines_name_the_trace(kept, capsys):
-    logs.configure("info")
-    with traces.span("call"):
-        trace = traces.trace_id()
-        logs.get("test").info("said")
-    logs.get("test").info("said outside")
+    with restored_logs():
+        logs.configure("info")
+        with traces.span("call"):
+            trace = traces.trace_id()
+            logs.get("test").info("said")
+        logs.get("test").info("said outside")
     inside, outside = (json.loads(line) for line in capsys.readouterr().err.splitlines())
     assert inside["trace_id"] == trace
     assert len(trace) == 32
