@@ -23,7 +23,7 @@ from shared.images.reader import RGB, crop
 from shared.schema import Attribute, Category
 
 _REVISION = 1  # of phrases and views: raised when either changes, so that earlier tags are not taken over
-_KEPT = 4096  # embedded tag sets, one an attribute and class
+_KEPT = 20_000  # embedded tag sets, one an attribute and class: for 1,000 classes about 250 MB
 _LABEL_CHARS = 80
 
 Vectors = npt.NDArray[np.float32]

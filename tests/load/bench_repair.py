@@ -244,10 +244,9 @@ def _verdict(gains: Mapping[str, Floats], figure: int) -> str:
         low, high = _bounds(gain[:, figure])
         side = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
         sides[side].append(name.removeprefix("… ").removeprefix("HiBug2, "))
-    told = [
-        f"{side} {'all' if len(names) == len(gains) else ', '.join(names)}" for side, names in sides.items() if names
-    ]
-    return f"*{FIGURES[figure]}*: " + ", ".join(told)
+    most = max(sides, key=lambda side: len(sides[side]))
+    told = [f"{side} {', '.join(names)}" for side, names in sides.items() if names and side != most]
+    return f"*{FIGURES[figure]}*: {', '.join([*told, f'{most} ' + ('the others' if told else 'all')])}"
 
 
 def _interval(changes: Floats) -> str:
