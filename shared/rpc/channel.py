@@ -37,6 +37,8 @@ OPTIONS: list[tuple[str, Any]] = [
     ("grpc.enable_retries", 1),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # A service that comes back under another address is found within seconds, not after gRPC's half minute.
+    ("grpc.dns_min_time_between_resolutions_ms", 3_000),
 ]
 
 

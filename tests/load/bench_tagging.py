@@ -199,6 +199,13 @@ class Stack:
         return artifacts.team
 
 
+def _busy_s() -> float:
+    """CPU seconds of all programs of the machine, and those that its host took for others."""
+    fields = [int(field) for field in Path("/proc/stat").read_text().split(maxsplit=9)[1:9]]
+    idle, waiting = fields[3], fields[4]
+    return (sum(fields) - idle - waiting) / TICK
+
+
 def _free_port() -> int:
     import socket
 
@@ -240,6 +247,7 @@ class Measured:
     whole_s: float
     rate: float  # images a second, steadily
     cpu_s: dict[str, float]
+    others_s: float  # that programs of others took on this machine meanwhile
     peak_bytes: int  # of a worker, above what it held idle
 
 
@@ -255,12 +263,14 @@ def fleet(stack: Stack, address: str, service: Process, uris: Sequence[str], n_w
         team = stack.dataset(uris, SCHEMA)
         parts = {"workers": workers, "service": [service], "redis": [stack.redis], "model": [stack.model]}
         before = {name: sum(p.cpu_s() for p in of) for name, of in parts.items()}
+        busy = _busy_s() - time.process_time()
         whole_s = asyncio.run(_tag(address, team, SCHEMA))
         cpu = {name: sum(p.cpu_s() for p in of) - before[name] for name, of in parts.items()}
+        others = _busy_s() - time.process_time() - busy - sum(cpu.values())
         peak = max(worker.bytes("VmHWM") for worker in workers) - idle
         times = stack.call_times()
     assert len(times) == len(uris), f"{len(times)} calls for {len(uris)} images"
-    return Measured(len(uris), whole_s, steady_rate(times), cpu, peak)
+    return Measured(len(uris), whole_s, steady_rate(times), cpu, max(0.0, others), peak)
 
 
 def memory_over(stack: Stack, address: str, uris: Sequence[str], calls: int) -> tuple[list[float], float]:
@@ -455,11 +465,12 @@ def _fleets(stack: Stack, address: str, service: Process, uris: Sequence[str], p
                     f"{1e3 * found.cpu_s['workers'] / found.images:.1f}",
                     f"{found.peak_bytes * n_workers / in_flight / 1e6:.2f}",
                     " + ".join(f"{share:.2f}" for share in used.values()),
+                    f"{found.others_s / found.whole_s:.2f}",
                 )
             )
     head = (
         "workers x calls", "images/s", "ideal", "share", "whole job", "worker CPU ms an image", "MB an image in flight",
-        "cores: workers + service + Redis + model",
+        "cores: workers + service + Redis + model", "others",
     )  # fmt: skip
     gains = "; ".join(
         f"{calls} calls each: {rates[calls, 2] / rates[calls, 1]:.2f}x"
@@ -470,7 +481,8 @@ def _fleets(stack: Stack, address: str, service: Process, uris: Sequence[str], p
         "### The fleet",
         "Images a second are calls that came at the model between the first and the last tenth of a tagging; ideal is "
         "calls over latency. The whole job is all images over the time from the request to the written table. MB are "
-        "what a worker held at its highest above idle.",
+        "what a worker held at its highest above idle. Others are programs that had nothing to do with it on the same "
+        "cores: what they take, the fleet lacks.",
         table(head, rows),
         f"From 1 to 2 workers: {gains}. Where the cores add up to nearly {_cores()}, the machine is what bounds: a "
         "worker's CPU opens, scales and encodes an image, and makes a call of it.",

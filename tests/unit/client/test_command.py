@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import EntryPoint
 
 import grpc
@@ -207,7 +208,10 @@ def test_interrupting_a_watch_leaves_the_run_and_ends_with_130(gateway):
     gateway.watches = [[copy(gateway.add_run(state=RUNNING)), threading.Event()]]
     code = "from hibug2.command import app; app()"
     arguments = [sys.executable, "-c", code, "watch", "abc", "--address", gateway.address]
-    watching = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell that starts the tests in the background has them, and what they start, ignore Ctrl-C.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    watching = subprocess.Popen(arguments, **pipes, preexec_fn=heard)
     try:
         assert gateway.watching.wait(30)
         watching.send_signal(signal.SIGINT)
