@@ -10,6 +10,7 @@ import errno
 import io
 import math
 import re
+import stat
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -204,8 +205,10 @@ def _fetch(place: _Place, limit: int) -> bytes:
     """At most `limit` bytes of what lies there."""
     if place.scheme == "file":
         found = Path(place.path)
-        if found.exists() and not found.is_file():  # a folder, or a pipe that would never end
+        if not stat.S_ISREG(found.stat().st_mode):  # a folder, or a pipe that would never end
             raise invalid("uri", f"{place.uri} is not a file; give the URI of one image")
+        with found.open("rb") as local:
+            return local.read(limit)
     try:
         storage = fsspec.filesystem(place.scheme)
     except ValueError:
@@ -217,19 +220,19 @@ def _fetch(place: _Place, limit: int) -> bytes:
 
 
 def _upright_rgb(image: Image.Image) -> RGB:
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I"):
-        deep = np.asarray(upright)
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I"):
+        deep = np.asarray(image)
         if deep.size and (deep.min() < 0 or deep.max() > 65535):
             raise ValueError("its pixels go beyond 16 bits; save it with 8 or 16 bits a channel")
         grey = (deep.astype(np.int64) >> 8).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
-    if upright.mode == "F":
+    if image.mode == "F":
         raise ValueError("its pixels are fractions without a known range; save it with 8 or 16 bits a channel")
-    if upright.has_transparency_data:
-        layered = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered)
-    return np.array(upright.convert("RGB"), dtype=np.uint8)
+    if image.has_transparency_data:
+        layered = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered)
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.uint8)
 
 
 def crop(image: RGB, box: Box, margin: float = 0.0) -> RGB:

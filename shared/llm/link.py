@@ -32,14 +32,18 @@ class Link:
         self._redis = redis
         self._rest_until = 0.0
         self._away = False
+        self._scripts: dict[str, Any] = {}  # registered: each has its hash, which costs
 
     async def run(self, script: str, keys: Sequence[str], arguments: Sequence[str | int | float | bytes] = ()) -> Any:
         """What `script` returns. Raises Away."""
         if time.monotonic() < self._rest_until:
             raise Away
         try:
+            registered = self._scripts.get(script) or self._scripts.setdefault(
+                script, self._redis.register_script(script)
+            )
             async with asyncio.timeout(_PATIENCE_S):
-                answer = await self._redis.register_script(script)(keys=keys, args=arguments)
+                answer = await registered(keys=keys, args=arguments)
         except Exception as error:  # whatever the library raises, Redis did not do it
             self._rest_until = time.monotonic() + _REST_S
             if not self._away:

@@ -484,8 +484,9 @@ def _fleets(stack: Stack, address: str, service: Process, uris: Sequence[str], p
         "what a worker held at its highest above idle. Others are programs that had nothing to do with it on the same "
         "cores: what they take, the fleet lacks.",
         table(head, rows),
-        f"From 1 to 2 workers: {gains}. Where the cores add up to nearly {_cores()}, the machine is what bounds: a "
-        "worker's CPU opens, scales and encodes an image, and makes a call of it.",
+        f"From 1 to 2 workers: {gains}. What bounds: a worker is one process and so one core, however many calls it has, "
+        f"and where the cores add up to nearly {_cores()}, it is the machine. A worker's CPU opens, scales and "
+        "encodes an image, and makes a call of it; the model's share of a core says that it does not hold up anything.",
     ]
 
 
