@@ -37,11 +37,12 @@ lint: setup ## ruff, import walls, buf lint and breaking, generated code, Docker
 	deploy/tools/breaking.sh $(BIN)/buf
 	$(MAKE) --no-print-directory proto STUBS=.tools/stubs/hibug2/v1
 	diff -r -x __pycache__ -x __init__.py .tools/stubs/hibug2/v1 client/hibug2/v1
-	$(BIN)/hadolint deploy/images/Dockerfile
+	$(BIN)/hadolint deploy/images/Dockerfile tests/deploy/others.Dockerfile
 
 .PHONY: types
 types: setup ## mypy, strict
 	$(BIN)/mypy
+	$(BIN)/mypy --explicit-package-bases tests/deploy/test_cluster.py
 
 .PHONY: format
 format: setup ## Formats code and contract
@@ -58,10 +59,11 @@ proto: setup ## Generates the stubs from proto/
 	  proto/hibug2/v1/*.proto
 
 .PHONY: lock
-lock: ## Writes constraints.txt from a fresh environment
+lock: ## Writes constraints.txt; versions in it stay while they fit (delete the file to take the newest of all)
 	rm -rf .tools/lock && python3 -m venv .tools/lock
-	.tools/lock/bin/pip install --quiet --disable-pip-version-check -e ./client -e '.[dev]'
-	.tools/lock/bin/pip freeze --exclude-editable | grep -v '^-e' > constraints.txt
+	.tools/lock/bin/pip install --quiet --disable-pip-version-check uv
+	printf '%s\n' '-e ./client' '-e .[dev,gs]' | .tools/lock/bin/uv pip compile - --quiet --no-header --no-annotate \
+	  --python-version 3.11 --no-emit-package hibug2 --no-emit-package hibug2-platform --output-file constraints.txt
 
 $(VENV)/.rivals: $(VENV)/.installed tests/load/requirements.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -r tests/load/requirements.txt

@@ -24,6 +24,8 @@ CERTIFICATE_EXPIRY = Gauge(
 STORE_WRITE_FAILURES = Counter("hibug2_store_write_failures_total", "Writes that the artifact store did not take")
 PEAK_MEMORY = Gauge("hibug2_peak_memory_bytes", "The most memory that the process had at a time")
 PEAK_MEMORY.set_function(lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+TAGGED = Counter("hibug2_tagging_instances_total", "Instances whose tags were stored")
+DEAD = Counter("hibug2_tagging_dead_total", "Instances that could not be tagged, and work items that were given up")
 SLICES = Counter("hibug2_enumeration_slices_total", "Slices that enumerations found")
 JOBS = Counter("hibug2_jobs_total", "Jobs that ended", ["service", "state"])
 JOB_SECONDS = Histogram(
@@ -46,6 +48,12 @@ LLM_CALLS = Counter(
 LLM_TOKENS = Counter("hibug2_llm_tokens_total", "Tokens as the endpoint counts them", ["team", "direction"])
 LLM_SPEND = Counter(
     "hibug2_llm_spend_total", "What calls cost, and may have cost where no answer came", ["team", "currency"]
+)
+# Of accounts that are in use, and of a bounded number of them: see Ledger.capped.
+LLM_BUDGET = Gauge(
+    "hibug2_llm_budget_spent_ratio",
+    "What an account has spent and reserved, over its cap, of the accounts that are in use",
+    ["team", "account"],
 )
 LLM_CACHE = Counter("hibug2_llm_cache_total", "Looks for a kept answer", ["result"])
 LLM_WAIT_SECONDS = Histogram(

@@ -105,12 +105,13 @@ def main(arguments: list[str]) -> None:
     ended = [DONE]
 
     async def work() -> None:
+        stopped = stop_signal()  # before anything is up, so that no signal is lost
         stop_metrics = metrics.serve(settings.metrics_port)
         redis = connect(settings.redis_url)
         parent = os.environ.get("TRACEPARENT", "")
         try:
             with traces.span("enumeration pod", "consumer", parent=parent, attributes={"hibug2.job": order.name}):
-                ended[0] = await enumerate_order(settings, order, stop_signal(), redis, TERMINATION_LOG)
+                ended[0] = await enumerate_order(settings, order, stopped, redis, TERMINATION_LOG)
         finally:
             await redis.aclose()
             stop_metrics()

@@ -1,8 +1,12 @@
 """`python -m services.prediction` serves."""
 
-from services.prediction.config import Settings
-from services.prediction.server import start_server
-from shared.rpc.server import run
+from shared.stopping import end_on_sigterm
 
 if __name__ == "__main__":
+    end_on_sigterm()  # before the imports below, which take their time
+
+    from services.prediction.config import Settings
+    from services.prediction.server import start_server
+    from shared.rpc.server import run
+
     run(Settings, start_server)

@@ -22,10 +22,18 @@ TAG_SUBSTITUTION, INSTRUCTION, PRIOR = "tag_substitution", "instruction", "prior
 
 
 def predict_by_substitution(
-    ranked: Ranked, name: Name, encoder: TextEncoder, *, neighbours: int, max_per_class: int, max_origins: int
+    ranked: Ranked,
+    name: Name,
+    encoder: TextEncoder,
+    *,
+    neighbours: int,
+    max_per_class: int,
+    max_origins: int,
+    weights: str = "",
 ) -> None:
     """Vary the worst `max_origins` error slices by tag substitution (paper 4.2) and store what comes out as `name`.
 
+    `weights` tells the encoder's weights from others of the same name, where it was given any.
     Precondition when the ranking has no error slices.
     """
     errors = ranked.error_slices.slice(0, max_origins)
@@ -57,7 +65,7 @@ def predict_by_substitution(
         name,
         TAG_SUBSTITUTION,
         _table(ranked, found.items, found.score, columns),
-        inputs={"encoder": encoder.name},
+        inputs={"encoder": encoder.name} | ({"encoder_weights": weights} if weights else {}),
         parameters={"neighbours": neighbours, "max_per_class": max_per_class, "max_origins": max_origins},
     )
 

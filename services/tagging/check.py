@@ -20,7 +20,7 @@ from services.tagging.quality import asked_attributes, judge, references, sample
 from shared.errors import NotFound, Precondition, invalid
 from shared.names import Name, content_id, dataset_id, parse
 from shared.schema import Tagger
-from shared.store.artifacts import Artifacts, TagTable, now
+from shared.store.artifacts import Artifacts, TagTable, checked_schema, now
 
 SAMPLE, MAX_SAMPLE = 100, 10_000
 
@@ -106,7 +106,10 @@ def plan_check(
 
 
 def conclude(artifacts: Artifacts, check: Check) -> None:
-    """Write down what the check says, with the tagging and under its own name; its second tagging is complete."""
+    """Write down what the check says: with the tagging, with its schema, and under its own name.
+
+    The second tagging, where there is one, is complete.
+    """
     table = artifacts.tag_table(check.tagging)
     again: dict[int, npt.NDArray[np.uint16]] = {}
     cost: Mapping[str, Any] = {}
@@ -128,8 +131,8 @@ def conclude(artifacts: Artifacts, check: Check) -> None:
         "create_time": now(),
         "attributes": [asdict(quality) for quality in found],
     }
-    artifacts.write_quality(check.tagging, body)
-    artifacts.write_quality(check.name, body)
+    for name in (check.tagging, checked_schema(check.tagging.dataset, table.schema.schema_id), check.name):
+        artifacts.write_quality(name, body)
 
 
 def quality_of(artifacts: Artifacts, parent: str, schema: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from services.tagging.board import Board, News
 from services.tagging.config import Settings
 from services.tagging.plan import Part, Plan
 from services.tagging.shelf import Figures, Outline, PartResult, Shelf
-from shared import logs, traces
+from shared import logs, metrics, traces
 from shared.errors import NotFound, Unavailable
 from shared.jobs import Paused, Progress
 from shared.llm import Account, Ledger, Spend
@@ -276,6 +276,9 @@ class Course:
         await asyncio.to_thread(self._shelf.write_chunk, self._plan, results, width)
         self._written |= self._buffer.keys()
         self._buffer.clear()
+        dead = sum(result.figures.dead for result in results)
+        metrics.DEAD.inc(dead)
+        metrics.TAGGED.inc(sum(self._plan.parts[result.part].count for result in results) - dead)
         await self._quietly(lambda: self._board.drop_results(result.part for result in results))
 
     async def _top_up(self, ended: npt.NDArray[np.bool_]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -22,8 +22,8 @@ from services.tagging.course import Course, Wanted
 from services.tagging.estimate import estimate_tagging, usual_attributes
 from services.tagging.messages import quality_proto
 from services.tagging.shelf import DeadRow, Shelf
-from shared import logs
-from shared.errors import Busy, NotFound, invalid
+from shared import logs, metrics
+from shared.errors import Busy, NotFound, Unavailable, invalid
 from shared.jobs import RESTING, Jobs, Progress
 from shared.llm import Account, Ledger
 from shared.llm.prices import Prices
@@ -41,6 +41,7 @@ from shared.store.store import Store
 log = logs.get("tagging")
 Context = grpc.aio.ServicerContext[Any, Any]
 BACKLOG = Gauge("hibug2_tagging_backlog", "Work items: lag (in the queue), pending (in hand), waiting", ["kind"])
+OLDEST = Gauge("hibug2_tagging_oldest_seconds", "For how long the oldest work item that is not done has been queued")
 _MEASURE_S = 5.0
 _PRIORITIES = {pb.PRIORITY_INTERACTIVE: Priority.INTERACTIVE, pb.PRIORITY_BATCH: Priority.BATCH}
 
@@ -55,6 +56,7 @@ class TaggingServicer(rpc.TaggingServiceServicer):
         self._queue = WorkQueue(redis, QUEUE, int(settings.lease_s * 1000))
         self._ledger = Ledger(redis)
         self.jobs = Jobs(redis, "tagging", self._is_complete)
+        self._budgets: set[tuple[str, str]] = set()  # team and account of those that are shown
         self._measurer = asyncio.create_task(self._measure())
 
     def _artifacts(self) -> Artifacts:
@@ -222,13 +224,31 @@ class TaggingServicer(rpc.TaggingServiceServicer):
         while True:
             try:
                 _show(await self._queue.backlog())
-            except RedisError as error:
-                log.warning("backlog not measured", error=str(error))
+                OLDEST.set(await self._queue.oldest_s())
+                await self._measure_budgets()
+            except (RedisError, Unavailable) as error:
+                log.warning("backlog and budgets not measured", error=str(error))
             await asyncio.sleep(_MEASURE_S)
+
+    async def _measure_budgets(self) -> None:
+        """Show how much of each cap is spent, whichever service spends it; forget those that are not in use."""
+        shown = {}
+        for account, spend in await self._ledger.capped():
+            ratio = (spend.amount + spend.reserved) / spend.cap if spend.cap else 1.0  # a cap of 0 is spent
+            shown[account.team, account.name] = ratio
+        self._show_budgets(shown)
+
+    def _show_budgets(self, shown: Mapping[tuple[str, str], float]) -> None:
+        for labels, ratio in shown.items():
+            metrics.LLM_BUDGET.labels(*labels).set(ratio)
+        for labels in self._budgets - shown.keys():
+            metrics.LLM_BUDGET.remove(*labels)
+        self._budgets = set(shown)
 
     async def close(self) -> None:
         self._measurer.cancel()
         await asyncio.gather(self._measurer, return_exceptions=True)
+        self._show_budgets({})
         await self.jobs.close()
 
     # Checks

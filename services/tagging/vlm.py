@@ -13,7 +13,7 @@ import numpy.typing as npt
 from services.tagging.tagger import SURROUNDINGS, Answer, together
 from shared.images.box import Box
 from shared.images.reader import RGB, crop, resized_jpeg
-from shared.llm import LLM, Usage, WrongAnswer, correction
+from shared.llm import LLM, Form, Usage, WrongAnswer, correction
 from shared.prompting import Message, Prompt
 from shared.schema import UNKNOWN, Attribute
 
@@ -95,7 +95,7 @@ class _Question:
 
 
 @lru_cache(maxsize=512)
-def _worded(question: _Question) -> tuple[list[Message], dict[str, Any]]:
+def _worded(question: _Question) -> tuple[list[Message], Form]:
     """The messages without the image, and the schema of the answer: the same for every image of the class."""
     messages = question.prompt.render(main_object=question.main_object, attributes=question.attributes)
     return messages, answer_schema(question.attributes)
@@ -141,14 +141,16 @@ async def _ask(
     return VlmTags(codes, spent, len(open_))
 
 
-def answer_schema(attributes: Sequence[Attribute]) -> dict[str, Any]:
+def answer_schema(attributes: Sequence[Attribute]) -> Form:
     """The JSON schema of an answer: one tag for each attribute, by name."""
-    return {
-        "type": "object",
-        "properties": {a.name: {"type": "string", "enum": list(a.tags)} for a in attributes},
-        "required": [a.name for a in attributes],
-        "additionalProperties": False,
-    }
+    return Form(
+        {
+            "type": "object",
+            "properties": {a.name: {"type": "string", "enum": list(a.tags)} for a in attributes},
+            "required": [a.name for a in attributes],
+            "additionalProperties": False,
+        }
+    )
 
 
 def read_answer(value: Any, attributes: Sequence[Attribute]) -> tuple[npt.NDArray[np.uint16], list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import os
 import socket
@@ -25,15 +26,16 @@ from services.tagging.measured import MeasuredTagger
 from services.tagging.shelf import Outline, Shelf
 from services.tagging.tagger import ImageTagger, Tagged, tag_instances
 from services.tagging.vlm import VlmTagger
-from shared import logs, traces
+from shared import logs, metrics, traces
 from shared.clip import Clip
 from shared.errors import HiBug2Error, NotFound, Unavailable
 from shared.images.reader import ImageReader
 from shared.llm import Account, BudgetSpent, llm_from
 from shared.names import parse_any
 from shared.prompting import Prompt, load_prompt, prompts_root
-from shared.queue.stream import Entry, WorkQueue
+from shared.queue.stream import Entry, WorkQueue, connect
 from shared.rpc import status
+from shared.rpc.server import start, stop_signal
 from shared.schema import Schema, Tagger
 from shared.store.artifacts import Artifacts
 from shared.store.store import Store
@@ -228,7 +230,8 @@ class Worker:
             why = await board.why_stumbled(item.part) or "the last ones died or were cut off; see their logs"
             reason = f"{entry.deliveries - 1} workers were given it and none finished it: {why}"
             log.warning("part given up", reason=reason)
-            await self._queue.bury(entry, reason, board.bury(item.part))
+            if await self._queue.bury(entry, reason, board.bury(item.part)):
+                metrics.DEAD.inc()
             return
         try:
             tagged = await self._tag_patiently(item)
@@ -337,6 +340,22 @@ class Worker:
 
     def _read_shard(self, team: str, tagging: str, plan: str, number: int) -> pa.Table:
         return Shelf(Artifacts(self._store, team), parse_any(tagging, WORKED_ON, "tagging")).shard(number)
+
+
+async def work(settings: Settings) -> None:
+    """A worker as a process, with health and /metrics beside, until SIGTERM or SIGINT."""
+    stopped = stop_signal()
+    gc.collect()
+    gc.freeze()  # what is loaded now stays: going through it again and again took a sixth of a worker's time
+    stop_metrics = metrics.serve(settings.metrics_port)
+    redis = connect(settings.redis_url)
+    health = await start(settings, lambda server: [])  # a worker answers no call but the prober's
+    try:
+        await Worker(settings, redis, Store(settings.store_url)).run(stopped)
+    finally:
+        await health.stop()
+        await redis.aclose()
+        stop_metrics()
 
 
 class _Stopping(Exception):

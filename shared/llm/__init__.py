@@ -2,6 +2,7 @@
 
 from shared.llm.answer import Refused, Reply, Truncated, Usage, WrongAnswer
 from shared.llm.client import LLM, Check, correction, llm_from
+from shared.llm.encoding import Form
 from shared.llm.ledger import Account, BudgetSpent, Ledger, Spend
 from shared.llm.prices import Estimate, Price, Prices
 from shared.llm.settings import LLMSettings
@@ -12,6 +13,7 @@ __all__ = [
     "BudgetSpent",
     "Check",
     "Estimate",
+    "Form",
     "LLMSettings",
     "Ledger",
     "Price",

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from shared import logs
+from shared.llm.encoding import ordered
 from shared.llm.link import Away, Link
 
 log = logs.get("llm.cache")
@@ -25,8 +26,8 @@ class Kept(NamedTuple):
 
 def key_of(team: str, base_url: str, model: str, request: Mapping[str, Any]) -> str:
     """The key of `request` (messages with their image bytes, schema, name, sampling) of `team`: hashes alone."""
-    said = json.dumps([team, base_url, model, request], sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return f"hibug2:llm:answer:{team}:{hashlib.sha256(said.encode('utf-8', 'replace')).hexdigest()}"
+    said = ordered([team, base_url, model], request)
+    return f"hibug2:llm:answer:{team}:{hashlib.sha256(said).hexdigest()}"
 
 
 class AnswerCache:

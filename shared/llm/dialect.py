@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
 
-import openai
-
+from shared.llm.wire import Rejected
 from shared.prompting import Message
 
 _FORMAT_WORDS = re.compile(r"response_format|json_schema|json_object|schema|grammar|structured output", re.IGNORECASE)
@@ -57,14 +56,14 @@ class Dialect:
             body["temperature"] = request.temperature
         return body
 
-    def simpler(self, error: openai.APIStatusError, body: Mapping[str, Any]) -> Dialect | None:
+    def simpler(self, error: Rejected, body: Mapping[str, Any]) -> Dialect | None:
         """What to speak next when `error` says that a part of `body` is not taken; None when it says something else."""
-        if error.status_code not in (400, 404, 415, 422, 501):
+        if error.status not in (400, 404, 415, 422, 501):
             return None
         # Some endpoints send back the request, so a named parameter says more than the words, and the first words
         # more than the rest.
-        said = error.param or message_of(error)[:300]
-        if "max_tokens" in body and "max_completion_tokens" in message_of(error):
+        said = error.param or error.message[:300]
+        if "max_tokens" in body and "max_completion_tokens" in error.message:
             return replace(self, limit_name="max_completion_tokens")
         if "temperature" in body and "temperature" in said:
             return replace(self, temperature=False)
@@ -80,9 +79,3 @@ def _told(request: Request, form: Format) -> list[Message]:
     first, *rest = request.messages
     wish = "Answer with JSON alone. It must fit this JSON schema:\n" + json.dumps(request.schema, ensure_ascii=False)
     return [{**first, "content": f"{first['content']}\n\n{wish}"}, *rest]
-
-
-def message_of(error: openai.APIStatusError) -> str:
-    """What the endpoint says, without the wrapping of the SDK."""
-    said = error.body.get("message") if isinstance(error.body, dict) else None
-    return said if isinstance(said, str) else str(error.body or error.message)

@@ -8,32 +8,27 @@ later calls.
 from __future__ import annotations
 
 import asyncio
-import itertools
-import logging
-import math
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-import openai
-from openai.types.chat import ChatCompletion
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
 
 from shared import logs, metrics, traces
 from shared.errors import HiBug2Error, Precondition, Unavailable
 from shared.llm import retry, tokens
 from shared.llm.answer import Refused, Reply, Truncated, Usage, extract_json, shortened
-from shared.llm.dialect import Dialect, Request, message_of
+from shared.llm.dialect import Dialect, Request
+from shared.llm.encoding import encoded
 from shared.llm.ledger import Reservation
 from shared.llm.rate import Rate
 from shared.llm.settings import LLMSettings
 from shared.llm.till import Till
+from shared.llm.wire import Broken, NoAnswer, Rejected, Wire
 
 log = logs.get("llm")
 
-_PATH = "/chat/completions"
-_POOL = 16  # connections of a pool, more or less
 MOST_OUTPUT = 8192  # tokens that an answer may take where the prompt sets no limit and somebody pays
 _LIKELY_OUTPUT = 1024
 _LONGEST_PAUSE_S = 3600.0  # that an endpoint may ask of all processes
@@ -44,7 +39,7 @@ _LONG_RUN = re.compile(r"[A-Za-z0-9+/=_-]{65,}")  # nothing a person reads: imag
 class _Answered(NamedTuple):
     """What came back for a request, its reservation, and the tokens that the rate took it for."""
 
-    completion: object
+    completion: Any
     paid: Reservation | None
     likely: int
 
@@ -54,25 +49,13 @@ class Endpoint:
 
     def __init__(self, settings: LLMSettings, rate: Rate) -> None:
         self.settings = settings
-        # The SDK logs whole requests, images included, when OPENAI_LOG asks for debug.
-        logging.getLogger("openai").setLevel(logging.INFO)
-        self._apis = [
-            openai.AsyncOpenAI(
-                base_url=settings.base_url,
-                api_key=settings.api_key.get_secret_value() or "none",  # local servers take any
-                timeout=settings.timeout_s,
-                max_retries=0,
-            )
-            # At each request a client's pool goes through all of its connections, so many calls get several pools.
-            for _ in range(math.ceil(settings.max_concurrency / _POOL))
-        ]
-        self._next_api = itertools.cycle(self._apis)
+        self._wire = Wire(settings.base_url, settings.api_key.get_secret_value())
         self._rate = rate
         self._slots = asyncio.Semaphore(settings.max_concurrency)
         self._dialect = Dialect()
 
     async def close(self) -> None:
-        await asyncio.gather(*(api.close() for api in self._apis))
+        await self._wire.close()
 
     async def ask(self, request: Request, till: Till) -> Reply:
         """The answer to `request`, paid at `till`.
@@ -87,16 +70,16 @@ class Endpoint:
                 body = spoken.body(request, self.settings.model)
                 try:
                     answered = await self._retried(body, till)
-                except (openai.APIError, *retry.UNREADABLE, TimeoutError) as error:
+                except (NoAnswer, *retry.UNREADABLE, TimeoutError) as error:
                     refusal = error
-                    dialect = spoken.simpler(error, body) if isinstance(error, openai.APIStatusError) else None
+                    dialect = spoken.simpler(error, body) if isinstance(error, Rejected) else None
                     continue
                 if spoken != known:  # kept only now that it is known to help
                     log.info("endpoint takes less than asked", host=self._host, takes=str(spoken))
                     self._dialect = spoken
                 break
             else:
-                # Not raised from the SDK's error: its request holds the key and the images.
+                # Raised from nothing: an endpoint may have sent back the key and the images.
                 raise self._meaning(refusal)
         return await self._settled(answered, till)  # while another call has the slot
 
@@ -117,13 +100,14 @@ class Endpoint:
         size = tokens.of_request(body, till.image_rule)
         limit = body.get("max_tokens", body.get("max_completion_tokens"))
         likely = size.likely + (_LIKELY_OUTPUT if limit is None else limit)
+        sent = encoded(body)
         async for attempt in attempts:
             with attempt:
                 waited_s += await self._rate.acquire(likely, self._patience_s)
-                answered = await self._once(body, till, size.most, limit or MOST_OUTPUT, likely)
+                answered = await self._once(sent, till, size.most, limit or MOST_OUTPUT, likely)
         return answered
 
-    async def _once(self, body: Mapping[str, Any], till: Till, read: int, written: int, likely: int) -> _Answered:
+    async def _once(self, body: bytes, till: Till, read: int, written: int, likely: int) -> _Answered:
         """One request. Every one has a reservation of its own: each may be billed.
 
         It is given back only when the request was surely not billed. A cancelled one is not settled at all: it counts
@@ -135,20 +119,21 @@ class Endpoint:
             await self._rate.settle(likely, 0)
             raise
         try:
-            # The SDK's timeout is for each read; a server that drips would never meet it.
             attributes = {"gen_ai.request.model": self.settings.model}
-            with traces.span("chat", "client", attributes=attributes):
+            with traces.span("chat", "client", attributes=attributes) as span:
                 async with asyncio.timeout(self.settings.timeout_s):
-                    # As `chat.completions.create` does, which would first go through all of the body in Python.
-                    completion: object = await next(self._next_api).post(_PATH, cast_to=ChatCompletion, body=body)
-        except (openai.APIError, *retry.UNREADABLE, TimeoutError) as error:
+                    completion = await self._wire.post(body)
+                counted = _of(completion, "usage")
+                for name, told in (("input", "prompt_tokens"), ("output", "completion_tokens")):
+                    span.set({f"gen_ai.usage.{name}_tokens": _count(counted, told)})
+        except (NoAnswer, *retry.UNREADABLE, TimeoutError) as error:
             metrics.LLM_CALLS.labels(retry.outcome(error)).inc()
             if retry.cost_nothing(error):
                 await till.release(paid)
                 await self._rate.settle(likely, 0)
             else:
                 await till.lose(paid)
-            if isinstance(error, openai.APIStatusError) and error.status_code == 429:
+            if isinstance(error, Rejected) and error.status == 429:
                 asked = retry.retry_after(error)
                 if asked is not None and not retry.quota_spent(error):
                     await self._rate.pause(min(asked, _LONGEST_PAUSE_S))
@@ -158,21 +143,16 @@ class Endpoint:
     async def _settled(self, answered: _Answered, till: Till) -> Reply:
         """What was answered, with what it has cost."""
         completion, paid, likely = answered
-        if not isinstance(completion, ChatCompletion) or not isinstance(completion.choices, list):
+        if not isinstance(completion, dict) or not isinstance(completion.get("choices"), list):
             metrics.LLM_CALLS.labels("error").inc()
             await till.lose(paid)
             raise Precondition(
                 f"{self._host} answers, but not with a chat completion; check that HIBUG2_LLM_BASE_URL is the base of "
                 "an OpenAI-compatible API (it often ends in /v1)"
             )
-        counted = completion.usage
-        usage = Usage(
-            1,
-            (counted.prompt_tokens or 0) if counted else 0,
-            (counted.completion_tokens or 0) if counted else 0,
-        )
-        details = counted.prompt_tokens_details if counted else None
-        usage = await till.settle(paid, usage, (details.cached_tokens or 0) if details else 0)
+        counted = _of(completion, "usage")
+        usage = Usage(1, _count(counted, "prompt_tokens"), _count(counted, "completion_tokens"))
+        usage = await till.settle(paid, usage, _count(_of(counted, "prompt_tokens_details"), "cached_tokens"))
         if usage.input_tokens:
             await self._rate.settle(likely, usage.input_tokens + usage.output_tokens)
         try:
@@ -181,44 +161,47 @@ class Endpoint:
             metrics.LLM_CALLS.labels(error.reason.lower()).inc()
             raise
 
-    def _read(self, completion: ChatCompletion, usage: Usage) -> Reply:
-        if not completion.choices:
-            return Reply("", None, usage, completion.model or self.settings.model)
-        choice = completion.choices[0]
-        if choice.message.refusal:
-            said = self._cleaned(choice.message.refusal)
-            raise Refused(f"the model '{self.settings.model}' refused: {said}", usage=usage)
-        if choice.finish_reason == "content_filter":
+    def _read(self, completion: Mapping[str, Any], usage: Usage) -> Reply:
+        model = _text(completion, "model") or self.settings.model
+        if not completion["choices"]:
+            return Reply("", None, usage, model)
+        choice = completion["choices"][0]
+        message, finish = _of(choice, "message"), _text(choice, "finish_reason")
+        if refusal := _text(message, "refusal"):
+            raise Refused(f"the model '{self.settings.model}' refused: {self._cleaned(refusal)}", usage=usage)
+        if finish == "content_filter":
             raise Refused(f"a content filter of {self._host} withheld the answer", usage=usage)
-        if choice.finish_reason == "length":
+        if finish == "length":
             raise Truncated(
                 f"the answer of the model '{self.settings.model}' was cut off after {usage.output_tokens} tokens; "
                 "raise max_tokens of the prompt, or the context of the model",
                 usage=usage,
             )
-        text = (choice.message.content or "").encode("utf-8", "replace").decode()
-        return Reply(text, extract_json(text), usage, completion.model or self.settings.model)
+        text = _text(message, "content").encode("utf-8", "replace").decode()
+        return Reply(text, extract_json(text), usage, model)
 
     def _meaning(self, error: Exception) -> HiBug2Error:
-        """The platform's error for what the SDK raised; says nothing of key and request."""
-        if isinstance(error, TimeoutError | openai.APITimeoutError):
+        """The platform's error for a request that brought no answer; says nothing of key and request."""
+        if isinstance(error, TimeoutError):
             return Unavailable(
                 f"{self._host} gave no answer within {self.settings.timeout_s:g} s, tried {self.settings.max_attempts} "
                 "times at most; raise HIBUG2_LLM_TIMEOUT_S if the model is slow"
             )
-        if not isinstance(error, openai.APIStatusError):
-            return Unavailable(f"no connection to {self._host}: {self._cleaned(_cause(error))}")
-        said = self._cleaned(message_of(error))
-        where = f"{self._host} answered {error.status_code}"
+        if isinstance(error, Broken):
+            return Unavailable(f"no connection to {self._host}: {self._cleaned(str(error))}")
+        if not isinstance(error, Rejected):
+            return Unavailable(f"{self._host} answered with what is no JSON; it may work later")
+        said = self._cleaned(error.message)
+        where = f"{self._host} answered {error.status}"
         if error.code in retry.FILTERED:
             return Refused(f"{where}, a content filter declined the request: {said}", usage=Usage(calls=1))
         if retry.quota_spent(error):
             return Precondition(f"{where}, the quota is spent: {said}; top it up at the provider")
         if retry.passes(error):
             return Unavailable(f"{where}: {said}; it may work later")
-        if error.status_code in (401, 403):
+        if error.status in (401, 403):
             return Precondition(f"{where}, the key is not accepted: {said}; check HIBUG2_LLM_API_KEY")
-        if error.status_code == 404:
+        if error.status == 404:
             return Precondition(
                 f"{where}: {said}; check HIBUG2_LLM_MODEL ('{self.settings.model}') and HIBUG2_LLM_BASE_URL"
             )
@@ -240,9 +223,16 @@ class Endpoint:
         return shortened(_LONG_RUN.sub("<…>", _DATA_URL.sub("<image>", text)), 300)
 
 
-def _cause(error: Exception) -> str:
-    """The innermost reason: the SDK says "Connection error." whatever happened."""
-    inner: BaseException = error
-    while inner.__cause__ is not None:
-        inner = inner.__cause__
-    return f"{type(inner).__name__} {inner}".strip()
+def _of(value: Any, name: str) -> Any:
+    """A field of an object of an answer; None where there is none: endpoints leave out what they like."""
+    return value.get(name) if isinstance(value, dict) else None
+
+
+def _text(value: Any, name: str) -> str:
+    found = _of(value, name)
+    return found if isinstance(found, str) else ""
+
+
+def _count(value: Any, name: str) -> int:
+    found = _of(value, name)
+    return found if isinstance(found, int) and found > 0 else 0

@@ -25,6 +25,9 @@ from shared.llm.prices import NANO
 
 log = logs.get("llm.ledger")
 
+_LIVE = "hibug2:llm:accounts"  # those with a cap, by when they were used last
+_LIVE_MS = 3600 * 1000  # after its last change an account counts as in use
+_MOST_LIVE = 100
 _KEEP_MS = 30 * 24 * 3600 * 1000  # after the last change of an account
 _MAX_CAP = 1_000_000  # of the currency: in billionths still exact in Lua's numbers
 _AWAY = "away"  # the life of an account that Redis could not be asked for
@@ -89,7 +92,7 @@ class Ledger:
         """
         if cap is not None and not (math.isfinite(cap) and 0 <= cap <= _MAX_CAP):
             raise invalid("budget", f"is {cap}; give an amount from 0 to {_MAX_CAP:,}, or none")
-        await self._run(_OPEN, account, "" if cap is None else round(cap * NANO), _KEEP_MS)
+        await self._run(_OPEN, account, "" if cap is None else round(cap * NANO), _KEEP_MS, _member(account))
         self._capped[account] = cap is not None
 
     async def spent(self, account: Account) -> Spend:
@@ -98,6 +101,19 @@ class Ledger:
         cap, currency, *figures = found
         nano, reserved, calls, read, written = (int(figure) for figure in figures)
         return Spend(nano / NANO, currency, calls, read, written, reserved / NANO, int(cap) / NANO if cap else None)
+
+    async def capped(self) -> list[tuple[Account, Spend]]:
+        """The accounts with a cap that were used within the last hour, at most 100, the last used first.
+
+        Raises Unavailable when Redis is away.
+        """
+        try:
+            members = await self.link.run(_CAPPED, [_LIVE], (_LIVE_MS, _MOST_LIVE))
+        except Away as error:
+            raise Unavailable("the accounts cannot be reached: Redis is away") from error
+        accounts = [Account(*member.decode().split(" ", 1)) for member in members]
+        found = [(account, await self.spent(account)) for account in accounts]
+        return [(account, spend) for account, spend in found if spend.cap is not None]
 
     async def seed(self, account: Account, spend: Spend) -> None:
         """Say that `account` has spent at least this much: after Redis lost its data, what artifacts still tell.
@@ -123,7 +139,7 @@ class Ledger:
             must = capped or self._capped.get(account, False)
             try:
                 arguments = (id_, nano or 0, int(nano is not None), currency, math.ceil(lease_s * 1000), int(must))
-                answer, *more = await self.link.run(_RESERVE, _keys(account), (*arguments, _KEEP_MS))
+                answer, *more = await self.link.run(_RESERVE, _keys(account), (*arguments, _KEEP_MS, _member(account)))
             except Away as error:
                 if must or account not in self._capped:
                     raise Unavailable(
@@ -182,9 +198,13 @@ class Ledger:
             raise Unavailable(f"the account of {account} cannot be reached: Redis is away") from error
 
 
-def _keys(account: Account) -> tuple[str, str]:
+def _keys(account: Account) -> tuple[str, str, str]:
     base = f"hibug2:llm:account:{account.team}:{account.name}"
-    return base, f"{base}:reserved"
+    return base, f"{base}:reserved", _LIVE
+
+
+def _member(account: Account) -> str:
+    return f"{account.team} {account.name}"  # a team's name has no blank
 
 
 def _budget_spent(account: Account, nano: int, currency: str, spent: int, cap: int) -> BudgetSpent:
@@ -196,7 +216,8 @@ def _budget_spent(account: Account, nano: int, currency: str, spent: int, cap: i
     )
 
 
-# KEYS: the account (a hash), its reservations (a sorted set of id:amount by the time at which they are over).
+# KEYS: the account (a hash), its reservations (a sorted set of id:amount by the time at which they are over), and the
+# accounts in use (a sorted set of "team account" by the time of the last use).
 _COMMON = """
 local account, reserved = KEYS[1], KEYS[2]
 local time = redis.call('TIME')
@@ -205,6 +226,7 @@ local function text(name) return redis.call('HGET', account, name) or '' end
 local function number(name) return tonumber(redis.call('HGET', account, name) or '0') end
 local function add(name, amount) redis.call('HINCRBY', account, name, amount) end
 local function minus(amount) return string.format('%.0f', 0 - amount) end
+local function use(member) redis.call('ZADD', KEYS[3], string.format('%.0f', now), member) end
 local function keep(ms)
   redis.call('PEXPIRE', account, ms)
   redis.call('PEXPIRE', reserved, ms)
@@ -223,6 +245,7 @@ _OPEN = (
     _COMMON
     + """
 redis.call('HSET', account, 'cap', ARGV[1])
+if ARGV[1] ~= '' then use(ARGV[3]) end
 keep(ARGV[2])
 """
 )
@@ -252,10 +275,11 @@ keep(ARGV[6])
 _RESERVE = (
     _COMMON
     + """
-local id, amount, priced, currency, lease, must, ms = unpack(ARGV)
+local id, amount, priced, currency, lease, must, ms, me = unpack(ARGV)
 local cap = redis.call('HGET', account, 'cap')
 if not cap and must == '1' then return {'UNKNOWN'} end
 local capped = cap and cap ~= ''
+if capped then use(me) end
 local member = id .. ':' .. amount
 if not redis.call('ZSCORE', reserved, member) then  -- it is there when the client asks again after a lost answer
   if capped then
@@ -292,3 +316,11 @@ add('output', output)
 keep(ms)
 """
 )
+
+# KEYS: the accounts in use. ARGV: ms after the last use, most that are told. Those that are not in use go.
+_CAPPED = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now - ARGV[1]))
+return redis.call('ZREVRANGE', KEYS[1], 0, ARGV[2] - 1)
+"""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -12,11 +11,13 @@ from typing import Any, Literal, NamedTuple
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
+from shared.llm.encoding import size_of
+
 Detail = Literal["auto", "low", "high"]
 
 _BYTES_A_TOKEN = 4  # of English and of JSON; other languages take more tokens, never more than their bytes
 _OVERHEAD = 16  # tokens that a chat template puts around a message, and more
-_HEAD = 64 * 1024  # characters of a data URL within which an image says its size
+_HEADS = (4 * 1024, 64 * 1024)  # characters of a data URL within which an image says its size: mostly, and at most
 _UNREADABLE = (2048, 2048)  # the size of an image that does not say it
 
 
@@ -76,7 +77,7 @@ def of_request(body: Mapping[str, Any], rule: ImageRule) -> Tokens:
             shown = part["image_url"]
             images += rule.count(*_size(shown["url"]), shown.get("detail", "auto"))
     if "response_format" in body:
-        size += len(json.dumps(body["response_format"], ensure_ascii=False).encode())
+        size += size_of(body["response_format"])
     around = _OVERHEAD * (len(body["messages"]) + 1)
     return Tokens(math.ceil(size / _BYTES_A_TOKEN) + around + images, size + 2 * around + images)
 
@@ -112,9 +113,12 @@ def _parts(messages: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]
 
 def _size(url: str) -> tuple[int, int]:
     """Width and height in pixels of the image in a data URL, read from its head."""
-    head = url.partition(",")[2][:_HEAD]
-    try:
-        with Image.open(io.BytesIO(base64.b64decode(head[: len(head) // 4 * 4]))) as image:
-            return image.size
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return _UNREADABLE
+    data = url.partition(",")[2]
+    for length in _HEADS:
+        head = data[:length]
+        try:
+            with Image.open(io.BytesIO(base64.b64decode(head[: len(head) // 4 * 4]))) as image:
+                return image.size
+        except (OSError, ValueError, Image.DecompressionBombError):
+            continue
+    return _UNREADABLE

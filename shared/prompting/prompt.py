@@ -50,6 +50,10 @@ _JINJA = ImmutableSandboxedEnvironment(
 _ITS_OWN = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
+class DataURL(str):
+    """An image as it stands in a message; JSON needs to escape nothing in it."""
+
+
 class PromptSettings(BaseModel):
     """How a model is asked; None leaves the choice to the endpoint."""
 
@@ -119,7 +123,7 @@ class Prompt:
         *before, last = messages
         parts: list[Message] = [{"type": "text", "text": last["content"]}]
         for image in images:
-            url = "data:image/jpeg;base64," + base64.b64encode(image).decode()
+            url = DataURL("data:image/jpeg;base64," + base64.b64encode(image).decode())
             parts.append({"type": "image_url", "image_url": {"url": url, "detail": self.settings.detail}})
         return [*before, {**last, "content": parts}]
 

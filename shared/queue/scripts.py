@@ -135,7 +135,8 @@ def done(effect: str) -> str:
 def bury(effect: str) -> str:
     """As `done`, and put the entry on the stream of the dead; nothing where it is no more pending."""
     add = "redis.call('XADD', KEYS[4], '*', 'd', ARGV[5], 'j', ARGV[4], 'k', ARGV[3], 'r', ARGV[6])\n"
-    return _DONE + "if acked == 0 then return 0 end\n" + add + _EFFECT % (5, 7) + effect
+    stop = "if acked == 0 then return 0 end\n"
+    return _DONE + stop + add + _EFFECT % (5, 7) + f"(function() {effect} end)() return 1"
 
 
 # KEYS: stream of the dead, then those of the effect. ARGV: number of entries, their ids, then those of the effect.
@@ -183,6 +184,21 @@ for _, worker in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], string.format('%.0f
   slots = slots + tonumber(string.match(worker, '%d+$'))
 end
 return slots
+"""
+)
+
+# KEYS: streams. Returns the ms since the oldest of their entries was added, 0 where there are none. Done entries are
+# deleted and an entry keeps its id whoever has it, so the first one is the oldest that is not done.
+OLDEST = (
+    _NOW
+    + """
+local oldest = 0
+for _, stream in ipairs(KEYS) do
+  for _, entry in ipairs(redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)) do
+    oldest = math.max(oldest, now - tonumber(string.match(entry[1], '^%d+')))
+  end
+end
+return oldest
 """
 )
 

@@ -225,12 +225,15 @@ class WorkQueue:
         arguments = [GROUP, entry.id, entry.number, entry.job, *effect.arguments]
         return await self._run(scripts.done(effect.lua), keys, arguments)
 
-    async def bury(self, entry: Entry, reason: str, effect: Effect = NO_EFFECT) -> None:
-        """Give the entry up: move it to the dead of its team, with `effect` in the same step."""
+    async def bury(self, entry: Entry, reason: str, effect: Effect = NO_EFFECT) -> bool:
+        """Give the entry up: move it to the dead of its team, with `effect` in the same step.
+
+        False, and nothing happens, where it is no more pending.
+        """
         flight = self._flight(entry.priority, entry.team, entry.job)
         keys = [self._stream(entry.priority), *flight, self._dead(entry.team), *effect.keys]
         arguments = [GROUP, entry.id, entry.number, entry.job, entry.payload, reason, *effect.arguments]
-        await self._run(scripts.bury(effect.lua), keys, arguments)
+        return bool(await self._run(scripts.bury(effect.lua), keys, arguments))
 
     async def register(self, worker: str, slots: int) -> None:
         """Say that `worker` is there and does `slots` items at a time; to be said again every few seconds."""
@@ -269,6 +272,10 @@ class WorkQueue:
             lag, pending = lag + late, pending + held
         keys = [self._waiting(priority) for priority in Priority]
         return Backlog(lag, pending, int(await self._run(scripts.WAITING, keys, [_SILENT_MS])))
+
+    async def oldest_s(self) -> float:
+        """For how many seconds the oldest entry that is not done has been in the queue; 0 where there is none."""
+        return int(await self._run(scripts.OLDEST, [self._stream(priority) for priority in Priority], [])) / 1000
 
     async def _of_stream(self, stream: str) -> tuple[int, int]:
         try:

@@ -107,10 +107,9 @@ def _listen(server: grpc.aio.Server, address: str, variable: str, credentials: g
         raise OSError(f"cannot listen on {address} ({variable}): {error}") from error
 
 
-async def serve_until_stopped(running: RunningServer, settings: ServiceSettings) -> None:
-    """Serve, with /metrics beside, until SIGTERM or SIGINT; then drain and return."""
+async def serve_until(stopped: asyncio.Event, running: RunningServer, settings: ServiceSettings) -> None:
+    """Serve, with /metrics beside, until `stopped` is set; then drain and return."""
     stop_metrics = metrics.serve(settings.metrics_port)
-    stopped = stop_signal()
     try:
         await stopped.wait()
     finally:
@@ -124,7 +123,8 @@ def run(settings_type: type[Service], start_server: Callable[[Service], Awaitabl
     settings = load(settings_type, sys.argv[1:])
 
     async def main() -> None:
-        await serve_until_stopped(await start_server(settings), settings)
+        stopped = stop_signal()  # before anything is up, so that no signal is lost
+        await serve_until(stopped, await start_server(settings), settings)
 
     run_process(settings_type.__module__.split(".")[1], settings, main())  # services.<service>.config
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shared.errors import DataLoss, NotFound
-from shared.names import Name
+from shared.names import Name, parse
 from shared.schema import Schema, Task, schema_from_json, schema_to_json
 from shared.store.store import Store
 from shared.version import VERSION
@@ -310,7 +310,7 @@ class Artifacts:
     # Checks of tags
 
     def write_quality(self, name: Name, body: Mapping[str, Any]) -> None:
-        """Keep what a check says of the tags of a tagging; `name` is the tagging's or the check's."""
+        """Keep what a check says of the tags of a tagging; `name` is the tagging's, the check's or `checked_schema`."""
         self.store.write_json(self.path(name, "quality.json"), body)
 
     def quality(self, name: Name) -> dict[str, Any]:
@@ -319,11 +319,21 @@ class Artifacts:
         return found
 
     def doubtful_attributes(self, tagging: Name) -> frozenset[str]:
-        """Attributes whose tags the last check found not to be relied on; none where nobody has checked."""
+        """Attributes whose tags the last check found not to be relied on; none where nobody has checked.
+
+        A tagging that was not checked goes by the last check of its schema: images were added, or mended, since.
+        """
         try:
+            if not self.store.exists(self.path(tagging, "quality.json")):
+                tagging = checked_schema(tagging.dataset, str(self.manifest(tagging).provenance.parameters["schema"]))
             return frozenset(a["attribute"] for a in self.quality(tagging)["attributes"] if a["doubt"])
         except NotFound:
             return frozenset()
+
+    def doubtful_in(self, ranking: Name) -> frozenset[str]:
+        """As `doubtful_attributes`, of the tagging whose slices `ranking` ranks."""
+        tagging = str(self.manifest(ranking).provenance.parameters["tagging"])
+        return self.doubtful_attributes(parse(tagging, "taggings", "tagging"))
 
     # Runs
 
@@ -332,6 +342,11 @@ class Artifacts:
 
     def run_path(self, run: str, file: str) -> str:
         return f"{self._base}/runs/{run}/{file}"
+
+
+def checked_schema(dataset: str, schema_id: str) -> Name:
+    """Where the last check of all taggings by a schema is kept."""
+    return Name(dataset, "checked", schema_id)
 
 
 def teams(store: Store) -> list[str]:

@@ -20,10 +20,10 @@ SYSTEMS = {
 PLACES = ("_url", "_address", "_endpoint", "_prefixes", "_host", "jobs_enabled")
 # No calls by themselves: an address to listen on, and an endpoint that is called by whom `llm_from` gives a client.
 NO_CALLS = {"http_host", "llm_base_url"}
-# What each Deployment runs: modules, and the function of __main__ that starts them where that holds a call of its own.
+# What each Deployment runs.
 STARTS = {
-    **{service: (f"services.{service}.server", None) for service in SERVICES},
-    "tagging-workers": ("services.tagging.worker", "_work"),
+    **{service: f"services.{service}.server" for service in SERVICES},
+    "tagging-workers": "services.tagging.worker",
 }
 
 
@@ -75,13 +75,10 @@ def used_by_code() -> set[tuple[str, str]]:
         name for module in (ROOT / "shared").rglob("*.py") for name in settings_used(ast.parse(module.read_text()))
     } & {"otlp_endpoint"}
     edges = set()
-    for component, (start, function) in STARTS.items():
+    for component, start in STARTS.items():
         service = start.split(".")[1]
         fields = import_module(f"services.{service}.config").Settings.model_fields.keys()
         used = {name for module in modules_from(start) for name in settings_used(syntax(module))} | shared
-        if function is not None:
-            body = next(n for n in syntax(f"services.{service}.__main__").body if getattr(n, "name", "") == function)
-            used |= set(settings_used(body))
         for name in used:
             if name == "llm_from":
                 edges.add((component, "llm"))

@@ -281,7 +281,7 @@ async def test_neither_key_nor_image_are_told(
     server: ScriptedLLM, fault: Fault, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    logging.getLogger("openai").setLevel(logging.DEBUG)
+    logging.getLogger("aiohttp").setLevel(logging.DEBUG)
     prompt = load_prompt("tagging", "tag", root=PROMPTS)
     messages = prompt.render(images=[picture()], main_object="bag", attributes=ATTRIBUTES)
     image = messages[-1]["content"][-1]["image_url"]["url"].partition(",")[2]

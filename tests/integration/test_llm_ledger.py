@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 
 from deploy.local.redis import embedded_redis
 from shared.errors import InvalidInput, Precondition, Unavailable
+from shared.llm import ledger as ledger_module
 from shared.llm.ledger import Account, BudgetSpent, Ledger, Spend
 from shared.llm.prices import NANO
 from shared.queue.stream import connect
@@ -117,6 +118,7 @@ async def play(url: str, cap: int, operations: list[tuple[str, int, int]]) -> No
 
 WORKER = """
 import asyncio, random, sys
+from shared.llm import ledger
 from shared.llm.ledger import Account, BudgetSpent, Ledger
 from shared.queue.stream import connect
 async def lane(ledger, account):
@@ -269,3 +271,37 @@ async def test_without_redis_nothing_that_has_a_cap_or_may_have_one_is_paid():
         with pytest.raises(Unavailable, match="Redis is away"):
             await asked
     await redis.aclose()
+
+
+async def test_only_accounts_with_a_cap_that_are_in_use_are_told_and_not_too_many(redis, monkeypatch):
+    book, free = Ledger(redis), Account("red", "free")
+    await book.open(free, None)
+    await book.reserve(free, 5, "USD", LEASE_S)
+    capped = [Account("red", f"runs/{i}") for i in range(5)]
+    for i, account in enumerate(capped):
+        await book.open(account, 1.0)
+        await redis.zadd("hibug2:llm:accounts", {f"red runs/{i}": 10**13 + i})  # used one after the other
+    paid = await book.reserve(capped[0], NANO // 2, "USD", LEASE_S)
+    await book.settle(paid, NANO // 4, 1, 10, 10)
+    await book.reserve(capped[0], NANO // 8, "USD", LEASE_S)
+    told = await book.capped()
+    assert {account for account, _ in told} == set(capped)
+    spend = dict(told)[capped[0]]
+    assert (spend.amount, spend.reserved, spend.cap) == (0.25, 0.125, 1.0)
+
+    monkeypatch.setattr(ledger_module, "_MOST_LIVE", 2)
+    assert [account for account, _ in await book.capped()] == [capped[4], capped[3]]
+    await redis.zadd("hibug2:llm:accounts", {"red runs/4": 1})
+    assert [account for account, _ in await book.capped()] == [capped[3], capped[2]]
+    await book.open(capped[3], None)  # its cap is taken off
+    assert [account for account, _ in await book.capped()] == [capped[2]]
+    assert await redis.zscore("hibug2:llm:accounts", "red runs/4") is None
+
+
+async def test_a_reservation_brings_an_account_back_into_use(redis):
+    book = Ledger(redis)
+    await book.open(WHO, 1.0)
+    await redis.delete("hibug2:llm:accounts")
+    assert await book.capped() == []
+    await book.reserve(WHO, 1, "USD", LEASE_S)
+    assert [account for account, _ in await book.capped()] == [WHO]

@@ -9,6 +9,7 @@ import socket
 import sys
 import urllib.request
 from asyncio.subprocess import PIPE, Process
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import grpc
@@ -128,6 +129,45 @@ async def test_a_service_serves_measures_and_drains(redis, redis_url, tmp_path):
         if started.returncode is None:
             started.kill()
             await started.wait()
+
+
+@pytest.mark.parametrize("arguments", [("services.gateway",), ("services.tagging", "worker")])
+async def test_sigterm_ends_well_whatever_has_begun(arguments, redis_url, tmp_path):
+    """While it is imported, and in the moment in which it begins to serve."""
+
+    async def ended(moment: Callable[[Process], Awaitable[object]]) -> tuple[int, str]:
+        settings = {"LISTEN": "127.0.0.1:0", "METRICS_PORT": "0", "HTTP_PORT": "0", "DRAIN_S": "1"}
+        started = await process(*arguments, **settings, REDIS_URL=redis_url, STORE_URL=tmp_path.as_uri())
+        try:
+            await asyncio.wait_for(moment(started), 30)
+            started.send_signal(signal.SIGTERM)
+            _, logged = await asyncio.wait_for(started.communicate(), 20)
+        finally:
+            if started.returncode is None:
+                started.kill()
+                await started.wait()
+        return started.returncode, logged.decode()
+
+    async def imported(started: Process) -> None:
+        await eventually(lambda: _hears_sigterm(started.pid))
+
+    async def serving(started: Process) -> None:
+        while b'"serving"' not in await started.stderr.readline():
+            pass
+
+    early, late = await asyncio.gather(ended(imported), ended(serving))
+    for status, logged in (early, late):
+        assert status == 0, logged
+        assert "Traceback" not in logged
+    assert '"draining"' not in early[1]
+    if "worker" not in arguments:
+        assert '"draining"' in late[1]  # what has begun to serve ends as it should
+
+
+def _hears_sigterm(pid: int) -> bool:
+    """True once the process has a handler for the signal."""
+    caught = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
 async def _refuses(port: int) -> bool:

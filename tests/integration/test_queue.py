@@ -1,19 +1,52 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import socket
+import subprocess
 import time
 from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from redis import Redis as BlockingRedis
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from redis.backoff import ConstantBackoff
+from redis.exceptions import ConnectionError, ResponseError
+from redis.retry import Retry
 
+from deploy.local.redis import embedded_redis
 from shared.queue.stream import Backlog, Effect, Priority, WorkQueue
 from tests.integration.waiting import eventually
 
 LEASE_MS = 400
 BATCH, INTERACTIVE = Priority.BATCH, Priority.INTERACTIVE
 STREAM = "hibug2:queue:test:batch"
+
+
+@pytest.fixture(params=["valkey", "redis-server"])
+def redis_url(request, tmp_path: Path) -> Iterator[str]:
+    """Of both servers: what the scripts do must be the same."""
+    if request.param == "valkey":
+        with embedded_redis() as url:
+            yield url
+        return
+    server = shutil.which("redis-server")
+    if server is None:
+        pytest.skip("no redis-server here (Debian's package redis-server)")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [server, "--port", str(port), "--save", "", "--dir", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            patience = Retry(ConstantBackoff(0.02), 500, supported_errors=(ConnectionError,))
+            with BlockingRedis(port=port, retry=patience) as client:
+                assert client.ping()
+            yield f"redis://127.0.0.1:{port}/0"
+        finally:
+            process.terminate()
 
 
 @pytest.fixture
@@ -223,8 +256,9 @@ async def test_what_is_buried_is_listed_by_team_with_its_reason_and_leaves_the_q
     await add(queue, 2)
     await add(queue, 1, team="other", job="theirs")
     for entry in await take(queue, "a", 3):
-        await queue.bury(entry, f"part {entry.number} is bad", Effect("redis.call('INCR', K[1])", ["buried"]))
-        await queue.bury(entry, "again", Effect("redis.call('INCR', K[1])", ["buried"]))  # it is gone: nothing
+        effect = Effect("redis.call('INCR', K[1]) return 0", ["buried"])
+        assert await queue.bury(entry, f"part {entry.number} is bad", effect)
+        assert not await queue.bury(entry, "again", effect)  # it is gone: nothing
     assert await redis.get("buried") == b"3"
     assert await queue.backlog() == Backlog(0, 0)
     assert await queue.in_flight(BATCH, "team", "job") == set()
@@ -275,3 +309,26 @@ async def test_a_task_that_talks_to_redis_ends_when_it_is_cancelled_at_whatever_
 async def test_more_calls_at_once_than_connections_wait_for_one(redis):
     assert await asyncio.gather(*(redis.set(f"k{i}", i) for i in range(500))) == [True] * 500
     assert len(await redis.client_list()) < 100
+
+
+async def test_the_oldest_entry_is_the_one_that_was_added_first_and_is_not_done(queue, redis):
+    assert await queue.oldest_s() == 0
+    long_ago, now = 90_000, int((await redis.time())[0]) * 1000
+    fields = {"d": b"x", "t": "team", "j": "job", "k": "9"}
+    await redis.xadd(STREAM, fields, id=f"{now - long_ago}-0")
+    await add(queue, 2)
+    await add(queue, 1, priority=INTERACTIVE, job="small")
+
+    async def is_old() -> bool:
+        return long_ago / 1000 <= await queue.oldest_s() < long_ago / 1000 + 60
+
+    assert await is_old()
+    entries = await take(queue, "a", 4)
+    assert await is_old()  # in hand, and not done
+    await eventually(lambda: take(queue, "b"))
+    assert await is_old()  # another has taken it over
+    await queue.done(next(entry for entry in entries if entry.number == 9))
+    assert await queue.oldest_s() < 60
+    for entry in entries:
+        await queue.done(entry)
+    assert await queue.oldest_s() == 0

@@ -19,8 +19,11 @@ from hibug2.v1 import tagging_pb2 as pb
 from hibug2.v1 import tagging_pb2_grpc as rpc
 from hibug2.v1 import types_pb2
 from services.tagging import board, course, worker
+from services.tagging.plan import Part
+from services.tagging.tagger import Answer, Tagged
 from services.tagging.worker import Worker
 from shared.errors import Busy, HiBug2Error, Precondition, Unavailable
+from shared.llm import Usage
 from shared.metrics import JOBS
 from shared.queue.stream import Priority, WorkQueue
 from shared.rpc import status
@@ -131,11 +134,14 @@ async def test_every_instance_is_tagged_once_and_a_bad_image_is_dead_with_its_re
     assert left == set()
 
 
-async def test_progress_and_backlog_are_told_while_parts_are_held(fleet, gates):
+async def test_progress_and_backlog_are_told_while_parts_are_held(fleet, gates, redis):
     gates.hold(*range(3, PARTS))
     stub = await fleet.serve()
     job = await fleet.create(stub, SCHEMA)
     await eventually(lambda: has_backlog(stub, PARTS, 0))
+    queued = await redis.xrange("hibug2:queue:tagging:interactive")
+    assert len(queued) == PARTS
+    assert all(sum(map(len, fields.values())) < 500 for _, fields in queued)  # bytes: which rows, and no image
     fleet.work(2)
     await eventually(lambda: has_backlog(stub, PARTS - 7, 4))
     await eventually(lambda: has_done(stub, job, 3 * PER_PART))
@@ -310,7 +316,7 @@ async def test_a_part_that_no_worker_can_finish_is_dead_the_rest_is_done_and_it_
         return await tag(self, item)
 
     monkeypatch.setattr(Worker, "_tag", stumbles)
-    fleet.change(max_deliveries=2, lease_s=0.5)
+    fleet.change(max_deliveries=2, lease_s=1.0)
     stub = await fleet.serve()
     fleet.work(2)
     job = await last(stub, await fleet.create(stub, SCHEMA))
@@ -344,7 +350,7 @@ async def test_a_dead_part_can_be_tried_again_while_the_rest_is_still_done(fleet
         return await gated(self, item)
 
     monkeypatch.setattr(Worker, "_tag", stumbles)
-    fleet.change(max_deliveries=1, lease_s=0.5)
+    fleet.change(max_deliveries=1, lease_s=2.0)  # long enough that a busy machine lets no other part lapse
     stub = await fleet.serve()
     fleet.work(2)
     job = await fleet.create(stub, SCHEMA)
@@ -590,6 +596,66 @@ async def test_answers_that_stay_wrong_are_counted_and_shown_while_it_runs(fleet
     assert job.cost.invalid_answer_count == 2
     assert job.cost.call_count == 6
     assert await has_share(stub, job, 2 / 8)
+
+
+async def test_a_watcher_is_told_all_figures_while_the_work_is_done(fleet, images, llm, gates, tmp_path):
+    prices = tmp_path / "prices.yaml"
+    prices.write_text(
+        "- source: tests\n  date: 2026-01-01\n  currency: USD\n  models:\n    scripted: {input: 1.0, output: 2.0}\n"
+    )
+    fleet.change(llm_prices=str(prices))
+    rows = [*range(7), MISSING]
+    uris = [f"{images.as_uri()}/{i}.png" for i in rows]
+    fleet.add_dataset("seen", [{"instance_id": [f"i{i}" for i in rows], "image_uri": uris}])
+    llm.fail(*[Fault.FOREIGN_TAG] * 10)  # two calls each for five images, and one tag of each stays wrong
+    gates.hold(2)
+    stub = await fleet.serve()
+    fleet.work()
+    job = await fleet.create(stub, asking("size", "shape"), "seen")
+    told = None
+    async with asyncio.timeout(30):
+        async for answer in stub.WatchTagging(pb.WatchTaggingRequest(name=job.name)):
+            if told is None and answer.job.done_count == 6 and answer.job.cost.call_count == 10:
+                told = answer
+                gates.release()
+    assert told is not None
+    assert told.job.total_count == 8
+    assert told.job.rate_per_second > 0
+    assert told.job.HasField("eta")
+    assert told.job.eta.seconds == int((8 - 6) / told.job.rate_per_second)
+    spent = sum(call.usage["prompt_tokens"] + 2 * call.usage["completion_tokens"] for call in llm.calls[:10]) / 1e6
+    assert told.job.cost.amount == pytest.approx(spent)
+    assert told.job.cost.currency == "USD"
+    assert (told.dead_count, told.invalid_answer_share) == (1, 5 / 10)
+    assert (answer.job.state, answer.job.done_count) == (types_pb2.JOB_STATE_SUCCEEDED, 8)
+    assert (answer.dead_count, answer.invalid_answer_share) == (1, 5 / 14)
+    assert answer.job.cost.call_count == 12
+
+
+async def test_of_two_workers_that_hand_back_the_same_part_the_first_counts(redis):
+    """The second had slept past its lease, and knows nothing of it."""
+    told = board.Board(redis, "team", "datasets/d/taggings/t", "plan")
+    queue = WorkQueue(redis, "tagging")
+    await queue.ensure()
+    await queue.offer(Priority.BATCH, "team", "job", [(0, b"0"), (1, b"1")], 2, 10)
+    (late,) = await queue.take("sleeper")
+    await queue.release("sleeper", late)
+    (early,) = await queue.take("other")
+    assert early.id == late.id
+    results = []
+    for entry, code, calls in ((early, 1, 3), (late, 0, 5)):
+        answer = Answer(np.array([[code]], np.uint16), Usage(calls=calls), asked=1)
+        results.append(await queue.done(entry, told.commit(0, Tagged(answer, ("",)))))
+        (found,) = await told.results([Part(0, 0, 0, 0, 0, 1)], [1])
+        assert (found.codes.tolist(), found.figures.usage.calls) == ([[1]], 3)
+        assert (await told.news(2)).done.tolist() == [True, False]
+        assert await queue.in_flight(Priority.BATCH, "team", "job") == {1}
+        assert (await queue.backlog()).total == 1
+    assert results == [1, 0]
+    # It is forgotten once it is stored, and a third result brings nothing back.
+    await told.drop_results([0])
+    await queue.done(late, told.commit(0, Tagged(answer, ("",))))
+    assert (await told.news(2)).results == frozenset()
 
 
 async def has_share(stub, job, share: float) -> bool:

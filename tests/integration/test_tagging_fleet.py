@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,11 @@ from services.tagging.vlm import VLM_SIDE_PX, vlm_codes
 from shared.config import LLMEnvironment
 from shared.images.reader import resized_jpeg
 from shared.llm import Account, Ledger, llm_from
+from shared.names import parse
 from shared.prompting import load_prompt, prompts_root
 from shared.queue.stream import connect
+from shared.rpc.channel import connect as channel_to
+from shared.rpc.probe import healthy
 from shared.schema import Attribute, Category, Schema, Tagger, Task
 from tests.integration.fleet import ROOT, Fleet, Stub, done_count, last
 from tests.integration.waiting import eventually
@@ -115,20 +118,41 @@ class Crew:
         self.llm.__enter__()
 
     def _worker(self) -> subprocess.Popen[bytes]:
+        return self._start("worker", listen="127.0.0.1:0")
+
+    @contextmanager
+    def service(self) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+        """The service as a process of its own, and its address."""
+        address = f"127.0.0.1:{free_port()}"
+        process = self._start(listen=address, flush_rows=32)
+        try:
+            assert healthy(address, 60)
+            yield process, address
+        finally:
+            process.kill()
+            process.wait()
+
+    def _start(self, *arguments: str, **settings: Any) -> subprocess.Popen[bytes]:
         told = {
-            "listen": "127.0.0.1:0",
             "metrics_port": 0,
             "log_level": "info",
             "redis_url": self.redis_url,
             "store_url": (self.folder / "store").as_uri(),
             "image_prefixes": self.images.as_uri(),
             **self.settings,
+            **settings,
         }
         environment = {name: value for name, value in os.environ.items() if not name.startswith("HIBUG2_")}
         environment |= {f"HIBUG2_{name.upper()}": str(value) for name, value in told.items()}
         environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "client")])
         with (self.folder / "workers.log").open("ab") as sink:
-            return subprocess.Popen([sys.executable, "-m", "services.tagging", "worker"], env=environment, stderr=sink)
+            return subprocess.Popen(
+                [sys.executable, "-m", "services.tagging", *arguments], env=environment, stderr=sink
+            )
+
+    def log(self) -> str:
+        """What the workers have said."""
+        return (self.folder / "workers.log").read_text()
 
     def kill(self, numbers: list[int]) -> None:
         """SIGKILL, all at one moment: what they had in flight at the model is bounded by what each may have."""
@@ -258,10 +282,11 @@ async def test_a_worker_that_sleeps_past_its_lease_and_wakes_changes_nothing(fle
         job = await last(stub, job)
     finally:
         crew.workers[0].send_signal(signal.SIGCONT)
+    # It wakes up while all are at work again, with what it had in hand.
+    other = crew.dataset(fleet, 64)
+    await assert_tagged_once(fleet, crew, other, await last(stub, await fleet.create(stub, SCHEMA, other)))
     await assert_tagged_once(fleet, crew, dataset, job)
-    follow = await last(stub, await fleet.create(stub, SCHEMA, crew.dataset(fleet, 16)))
-    assert follow.state == types_pb2.JOB_STATE_SUCCEEDED
-    assert crew.calls - before <= 96 + 16 + CALLS
+    assert crew.calls - before <= 96 + 64 + CALLS
 
 
 async def test_redis_is_restarted(fleet, crew):
@@ -301,16 +326,20 @@ async def test_redis_is_wiped(fleet, crew):
     await eventually(lambda: _ready(fleet), 10)
 
 
-async def test_the_service_is_restarted(fleet, crew):
-    dataset = crew.dataset(fleet, 96)
+async def test_the_service_is_killed(fleet, crew):
+    dataset = crew.dataset(fleet, 160)
     stub, before = await fleet.serve(), crew.calls
-    job = await fleet.create(stub, SCHEMA, dataset)
-    await progressed(stub, job, 16)
-    await fleet.server.stop()
-    stub = await fleet.serve()
+    with crew.service() as (process, address):
+        async with channel_to(address) as channel:
+            killed = Stub(channel)
+            job = await fleet.create(killed, SCHEMA, dataset)
+            await progressed(killed, job, 16)
+            process.kill()
+    assert not fleet.artifacts.is_complete(parse(job.name, "taggings", "name"))
+    await fleet.redis.delete(f"hibug2:job:tagging:default:{job.name}:lease")  # as if its time were over
     job = await last(stub, await fleet.create(stub, SCHEMA, dataset))
     await assert_tagged_once(fleet, crew, dataset, job)
-    assert crew.calls - before == 96
+    assert crew.calls - before == 160
 
 
 async def test_the_model_is_away_for_a_while(fleet, crew):
@@ -320,7 +349,9 @@ async def test_the_model_is_away_for_a_while(fleet, crew):
     await progressed(stub, job, 16)
     await asyncio.to_thread(crew.stop_llm)
     at_stop = await done_count(stub, job)
-    await asyncio.sleep(1.0)  # how long it is away
+    # Away until more than the calls' own tries have run out: workers wait with their parts in hand.
+    told = crew.log().count("part waits")
+    await eventually(lambda: crew.log().count("part waits") > told)
     await asyncio.to_thread(crew.start_llm)
     assert at_stop < 200
     job = await last(stub, job)
@@ -347,6 +378,8 @@ async def test_a_budget_is_never_exceeded_pauses_the_tagging_and_a_higher_one_go
     spend = await ledger.spent(account)
     assert 0 < spend.amount <= cap
     assert 0 < paid == spend.calls < 64
+    billed = [call.usage for call in crew.llm.calls[-paid:]]  # what the model says, at a dollar for a million
+    assert sum(usage["prompt_tokens"] + usage["completion_tokens"] for usage in billed) / 1e6 <= cap
     # Asked again without more, it pauses again and pays nothing.
     assert (await last(stub, await fleet.create(stub, SCHEMA, dataset))).state == types_pb2.JOB_STATE_PAUSED
     assert crew.calls - before == paid

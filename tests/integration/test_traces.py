@@ -96,7 +96,7 @@ async def test_a_run_is_one_trace_from_the_client_to_the_language_model(collecto
         }
         async with Stack(tmp_path / "stack", (photos.as_uri(),), workers=1, settings=settings) as stack:
             await asyncio.to_thread(debug, stack.address)
-        calls = len(llm.calls)
+        calls, used = len(llm.calls), [call.usage for call in llm.calls]
     # the stack has sent its last; the client's exporter sends now and then
     await eventually(lambda: "hibug2 CreateRun" in {span.name for _, span in collector.spans})
 
@@ -125,6 +125,11 @@ async def test_a_run_is_one_trace_from_the_client_to_the_language_model(collecto
             "hibug2.v1.RunService/CreateRun",
             "hibug2 CreateRun",
         ]
+    counted = [{a.key: a.value.int_value for a in chat.attributes if a.value.HasField("int_value")} for chat in chats]
+    for name, told in (("input", "prompt_tokens"), ("output", "completion_tokens")):
+        expected = sorted(usage[told] for usage in used)
+        assert sorted(found[f"gen_ai.usage.{name}_tokens"] for found in counted) == expected
+        assert min(expected) > 0
     said = b"".join(span.SerializeToString() for _, span in collector.spans)
     assert b"secret-key" not in said
     assert traces.traceparent() == ""

