@@ -68,6 +68,7 @@ class MetricName(StrEnum):
     custom = "custom"
 
 
+SUREST = "p_value"  # the order in which people are shown slices
 DetachOption = Annotated[bool, typer.Option("--detach", help="Do not wait for the end.")]
 
 
@@ -181,7 +182,7 @@ def run(
     max_cost: MaxCostOption = None,
     detach: DetachOption = False,
 ) -> None:
-    """Runs the whole pipeline for a model and shows its worst slices."""
+    """Runs the whole pipeline for a model and shows the slices that are surest to be bad."""
     with session.client() as client:
         started = client.run(
             dataset,
@@ -247,7 +248,7 @@ def _follow(session: Session, client: Client, started: Run, detach: bool = False
     if session.json:
         return
     show.summary(ended, session.out)
-    found = messages.rows(client.slices(ended, limit=SHOWN // 2))
+    found = messages.rows(client.slices(ended, order_by=SUREST, limit=SHOWN // 2))
     show.slices(found, session.out, more=ended.summary.error_slice_count > len(found))
     name = ended.name.removeprefix("runs/")
     session.err.print(Text(f"next: hibug2 slices|families|predict|repair|report {name}", "dim"))
@@ -300,10 +301,12 @@ def slices(
     session: Session,
     run: RunArgument,
     filter_: Annotated[str | None, typer.Option("--filter", help='For instance: count >= 20 AND tag = "dark"')] = None,
-    order_by: Annotated[str | None, typer.Option("--order-by", help='For instance: "error_share desc"')] = None,
+    order_by: Annotated[
+        str, typer.Option("--order-by", help='For instance: rank (the lowest mean first), or "error_share desc"')
+    ] = SUREST,
     limit: LimitOption = None,
 ) -> None:
-    """Shows the error slices of a run, the worst first."""
+    """Shows the error slices of a run, the surest to be bad first: among the lowest means many are luck."""
     from hibug2 import messages, show
 
     with session.client() as client:
@@ -317,7 +320,11 @@ def slices(
     if session.json:
         session.document({"run": found.name, "overall_mean": found.summary.overall_mean, "slices": rows})
         return
-    session.out.print(Text(f"{found.name}: overall mean {found.summary.overall_mean:.3f}"))
+    order = "the surest to be bad first" if order_by == SUREST else f"by {order_by}"
+    session.out.print(Text(f"{found.name}: overall mean {found.summary.overall_mean:.3f}; {order}"))
+    if filter_ and not rows:
+        session.out.print(Text(f"No error slice passes the filter {filter_}"))
+        return
     show.slices(rows[:most], session.out, more=len(rows) > most)
 
 

@@ -49,8 +49,8 @@ class Foresight(Connection):
 
         Columns: rank, tags, score, method, origin_ranks (of the error slices), replaced (the pair), similarity,
         known_count (instances of the run's split that hold all tags; fewer than its slices need), target (what the
-        class is thought to be taken for), expected_mean; null where the method does not tell. Empty when the run left
-        prediction out, having no error slices, and nothing else is asked for.
+        class is thought to be taken for), expected_mean, doubtful; null where the method does not tell. Empty when
+        the run left prediction out, having no error slices, and nothing else is asked for.
         """
         found = self._finished(run, "ranking")
         if method == "tag_substitution" and (pair_count, max_per_class) == (None, None) and not found.prediction:

@@ -24,7 +24,8 @@ class Comparison:
     slices on which the second does worse beyond the overall difference; `changes` counts the error slices that are
     fixed (no more below the margin), regressed (below it in both, and lower now), new, and kept, and `versions` shows
     the most telling of each. Columns of both tables: tags, count,
-    paired_count, first_mean, second_mean, difference (second less first), p_value, q_value, change.
+    paired_count, first_mean, second_mean, difference (second less first), p_value, q_value, change,
+    doubtful.
     """
 
     runs: tuple[run_pb2.Run, ...]
@@ -48,9 +49,10 @@ class Insight(Connection):
     ) -> pa.Table:
         """The error slices of a run, or all slices of a ranking or enumeration named `datasets/…`.
 
-        `filter` joins terms by AND over depth, count, mean, drop, parent_drop, error_share, p_value, q_value,
+        `filter` joins terms by AND over rank, depth, count, mean, drop, parent_drop, error_share, p_value, q_value,
         family (< <= > >= =) and attribute, tag, class (=): 'q_value <= 0.05 AND tag = "dark"'. `order_by` is a
-        field, then "desc" for largest first.
+        field, then "desc" for largest first; by rank, the lowest mean first, when None. Among the very lowest means
+        many are luck: "p_value" brings the slices first that are surest to be bad.
         Columns: rank, tags (list of struct attribute, tag), count, scored_count, mean, drop, parent_drop,
         error_share, interval_low, interval_high, p_value, q_value, family (rank of the slice that stands for this
         one; 0 beyond those that are grouped), blame (list of struct attribute, tag, drop: each tag's part of the
@@ -115,8 +117,8 @@ class Insight(Connection):
     def confirm(self, run: RunLike, *, seed: int = 0, limit: int | None = None) -> pa.Table:
         """Error slices found on one half of the run's instances and tested on the other, which was not looked at.
 
-        Columns: tags, found_count, found_mean, held_count, held_mean, p_value, q_value; those of the held half are
-        null where it has no scored instance. `seed` chooses the halves.
+        Columns: tags, found_count, found_mean, held_count, held_mean, p_value, q_value, doubtful; those of the held
+        half are null where it has no scored instance. `seed` chooses the halves.
         """
         parent = self._slices_of(run)
         size = PAGE if limit is None else max(1, min(limit, PAGE))

@@ -18,6 +18,7 @@ from hibug2.v1 import prediction_pb2, repair_pb2, slice_pb2, types_pb2
 
 _PAIR = pa.struct([("attribute", pa.string()), ("tag", pa.string())])
 TAGS = pa.list_(_PAIR)
+_NAMES = pa.list_(pa.string())
 _BLAME = pa.list_(pa.struct([("attribute", pa.string()), ("tag", pa.string()), ("drop", pa.float64())]))
 SLICES = pa.schema(
     [
@@ -35,7 +36,7 @@ SLICES = pa.schema(
         ("q_value", pa.float64()),
         ("family", pa.int64()),
         ("blame", _BLAME),
-        ("doubtful", pa.list_(pa.string())),
+        ("doubtful", _NAMES),
     ]
 )
 FAMILIES = pa.schema(
@@ -58,6 +59,7 @@ CONFIRMED = pa.schema(
         ("held_mean", pa.float64()),
         ("p_value", pa.float64()),
         ("q_value", pa.float64()),
+        ("doubtful", _NAMES),
     ]
 )
 OVERLAPS = pa.schema([("first", pa.string()), ("second", pa.string()), ("share", pa.float64())])
@@ -72,6 +74,7 @@ DIFFERENCES = pa.schema(
         ("p_value", pa.float64()),
         ("q_value", pa.float64()),
         ("change", pa.string()),
+        ("doubtful", _NAMES),
     ]
 )
 VIOLATIONS = pa.schema(
@@ -83,6 +86,7 @@ VIOLATIONS = pa.schema(
         ("paired_count", pa.int64()),
         ("q_value", pa.float64()),
         ("reason", pa.string()),
+        ("doubtful", _NAMES),
     ]
 )
 PREDICTED = pa.schema(
@@ -97,6 +101,7 @@ PREDICTED = pa.schema(
         ("known_count", pa.int64()),
         ("target", pa.string()),
         ("expected_mean", pa.float64()),
+        ("doubtful", _NAMES),
     ]
 )
 VERIFIED = pa.schema(
@@ -151,6 +156,7 @@ NEEDS = pa.schema(
         ("missing_count", pa.int64()),
         ("description", pa.string()),
         ("prompt", pa.string()),
+        ("doubtful", _NAMES),
     ]
 )
 _GROUP = pa.struct(
@@ -294,11 +300,9 @@ def confirmed_batch(slices: Iterable[slice_pb2.ConfirmedSlice]) -> pa.RecordBatc
     """Confirmed slices as a batch of CONFIRMED; what the held half cannot say is None."""
     rows = [
         {
-            "tags": [{"attribute": p.attribute, "tag": p.tag} for p in found.tags],
-            **_fields(found, CONFIRMED.names[1:4]),
-            "held_mean": found.held_mean if found.HasField("held_mean") else None,
-            "p_value": found.p_value if found.HasField("p_value") else None,
-            "q_value": found.q_value if found.HasField("q_value") else None,
+            "tags": _pairs(found.tags),
+            **_fields(found, CONFIRMED.names[1:-1]),
+            "doubtful": list(found.doubtful),
         }
         for found in slices
     ]
@@ -322,8 +326,9 @@ def differences_batch(differences: Iterable[slice_pb2.SliceDifference]) -> pa.Re
         {
             "tags": _pairs(d.tags),
             "count": d.instance_count,
-            **_fields(d, DIFFERENCES.names[2:-1]),
+            **_fields(d, DIFFERENCES.names[2:-2]),
             "change": word(slice_pb2.VersionChange.DESCRIPTOR, d.change),
+            "doubtful": list(d.doubtful),
         }
         for d in differences
     ]
@@ -332,7 +337,9 @@ def differences_batch(differences: Iterable[slice_pb2.SliceDifference]) -> pa.Re
 
 def violations_batch(violations: Iterable[slice_pb2.GateViolation]) -> pa.RecordBatch:
     """What a gate forbids as a batch of VIOLATIONS; no tags for the overall mean."""
-    rows = [{"tags": _pairs(v.tags), **_fields(v, VIOLATIONS.names[1:])} for v in violations]
+    rows = [
+        {"tags": _pairs(v.tags), **_fields(v, VIOLATIONS.names[1:-1]), "doubtful": list(v.doubtful)} for v in violations
+    ]
     return pa.RecordBatch.from_pylist(rows, VIOLATIONS)
 
 
@@ -351,6 +358,7 @@ def predicted_batch(predicted: Iterable[prediction_pb2.PredictedSlice]) -> pa.Re
                 "similarity": p.similarity if p.HasField("replaced") else None,
                 "target": p.target or None,
                 **_fields(p, ["known_count", "expected_mean"]),
+                "doubtful": list(p.doubtful),
             }
             for p in predicted
         ],
@@ -407,8 +415,9 @@ def picked_methods(response: repair_pb2.GetSelectionResponse) -> pa.Table:
 
 def needs_batch(needs: Iterable[repair_pb2.DataNeed]) -> pa.RecordBatch:
     """Data to collect as a batch of NEEDS."""
-    names = [name for name in NEEDS.names if name != "tags"]
-    return pa.RecordBatch.from_pylist([{**_fields(n, names), "tags": _pairs(n.tags)} for n in needs], schema=NEEDS)
+    names = [name for name in NEEDS.names if name not in ("tags", "doubtful")]
+    rows = [{**_fields(n, names), "tags": _pairs(n.tags), "doubtful": list(n.doubtful)} for n in needs]
+    return pa.RecordBatch.from_pylist(rows, schema=NEEDS)
 
 
 def outcomes_batch(outcomes: Iterable[repair_pb2.RepairOutcome]) -> pa.RecordBatch:

@@ -133,7 +133,7 @@ class Repair(Connection):
         """What to collect: the error slices of a run of which the pool has fewer than `wanted` instances.
 
         Columns: slice_rank, slice_mean, tags, pool_count, missing_count, description (for a person), prompt (for an
-        image generator). `wanted` is as many as the run's slices need when 0. The pool may be empty.
+        image generator), doubtful. `wanted` is as many as the run's slices need when 0. The pool may be empty.
         """
         found = self._finished(run, "ranking")
         pages = self._pages(

@@ -87,6 +87,7 @@ def repair(
     """
     from hibug2 import messages, picks_file, show
     from hibug2.repair import PickRules
+    from hibug2.v1 import run_pb2
 
     write = picks_file.writer(out) if out else None
     if compare:
@@ -144,6 +145,9 @@ def repair(
         session.document({"run": found.name, "method": method.value, **document, "picks": rows[:limit]})
         return
     show.picks(rows, session.out, limit=limit or SHOWN)
+    if not rows and own and not found.selections:
+        why = next((step.skipped for step in found.steps if step.kind == run_pb2.STEP_KIND_SELECTION), "")
+        session.out.print(Text(f"The run left them out: {why or 'it has none'}."))
     if len(methods) > 1:
         session.out.print()
         show.picked_methods(methods, session.out)

@@ -123,7 +123,7 @@ def confirmed(rows: Sequence[Row], console: Console, *, more: bool = False) -> N
     table = _table("slice", "found", "mean", "held", "held mean", "q", right=right)
     for row in rows:
         table.add_row(
-            _tags(row["tags"]),
+            _tags(row["tags"], row.get("doubtful")),
             Text(f"{row['found_count']:,}"),
             _number(row["found_mean"]),
             Text(f"{row['held_count']:,}"),
@@ -206,7 +206,7 @@ def _differences(
     table = _table(*names, right=("count", first, second, "difference", "q"))
     for row in rows:
         cells = [
-            _tags(row["tags"]),
+            _tags(row["tags"], row.get("doubtful")),
             Text(f"{row['count']:,}"),
             _number(row["first_mean"]),
             _number(row["second_mean"]),
@@ -225,7 +225,7 @@ def verdict(found: Verdict, console: Console) -> None:
     dataset = found.candidate.dataset.removeprefix("datasets/")
     facts = f": {new} in place of {old} on {dataset} ({found.candidate.name} against {found.baseline.name})"
     console.print(Text.assemble((f"gate {word}", style), facts), soft_wrap=True)
-    reasons = [row["reason"] for row in messages.rows(found.violations)]
+    reasons = [row["reason"] + _doubts(row["doubtful"]) for row in messages.rows(found.violations)]
     for reason in reasons[:_REASONS] or [found.summary]:
         console.print(Text(f"- {reason}"), soft_wrap=True)
     if len(reasons) > _REASONS:
@@ -262,7 +262,7 @@ def predicted(rows: Sequence[Row], console: Console, *, more: bool = False) -> N
     right = ("rank", "score", "like", "from rank", "expected", "seen", "count", "mean", "95%", "drop")
     table = _table("rank", "slice", "score", *kinds, *["seen"] * ("count" not in kinds), right=right)
     for row in rows:
-        cells = [Text(str(row["rank"])), _tags(row["tags"]), _number(row["score"])]
+        cells = [Text(str(row["rank"])), _tags(row["tags"], row.get("doubtful")), _number(row["score"])]
         cells += [cell(row) for cell in kinds.values()]
         cells += [Text("–" if row["known_count"] is None else str(row["known_count"]))] * ("count" not in kinds)
         table.add_row(*cells)
@@ -346,8 +346,13 @@ def needs(rows: Sequence[Row], console: Console, *, more: bool) -> None:
         console.print("Nothing: the pool has enough of every error slice.")
         return
     for row in rows:
-        console.print(Text(f"{row['slice_rank']:>5}  {row['description']}"), soft_wrap=True)
+        told = f"{row['slice_rank']:>5}  {row['description']}{_doubts(row['doubtful'])}"
+        console.print(Text(told), soft_wrap=True)
     _say_more(more, console, " slices")
+
+
+def _doubts(doubtful: Sequence[str]) -> str:
+    return f" (doubtful tags: {', '.join(doubtful)})" if doubtful else ""
 
 
 def _say_more(more: bool, console: Console, what: str = "") -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,8 @@ from services.enumeration.bitset import Words, pack, popcount, word_count
 from services.enumeration.error_slices import Lattice
 from services.enumeration.lattice import Codes, Items, Slices, item_offsets
 from shared.errors import TooLarge
+
+Look = Callable[[], None]
 
 MAX_BYTES = 1 << 30  # of all extents together
 
@@ -59,10 +62,11 @@ class Extents:
         return Extents(self.words[index], self.rows[places], starts, self.n_rows)
 
 
-def extents_of(codes: Codes, tag_counts: ArrayLike, items: Items) -> Extents:
+def extents_of(codes: Codes, tag_counts: ArrayLike, items: Items, look: Look = lambda: None) -> Extents:
     """The rows of each slice: codes (N, A) and tag_counts (A,) as in `enumerate_slices`, items (E, D) padded with -1.
 
-    Takes N / 8 bytes a slice and 4 a member; TooLarge when that is more than `MAX_BYTES`.
+    Takes N / 8 bytes a slice and 4 a member; TooLarge when that is more than `MAX_BYTES`. `look` is called several
+    times a second, here as below, and may raise.
     """
     offsets = item_offsets(tag_counts)
     used = np.unique(items[items >= 0])
@@ -79,6 +83,7 @@ def extents_of(codes: Codes, tag_counts: ArrayLike, items: Items) -> Extents:
     rows, counts = [np.zeros(0, dtype=np.int32)], [np.zeros(1, dtype=np.int64)]
     step = max(1, _BLOCK_CELLS // max(1, len(codes)))
     for start in range(0, len(items), step):
+        look()
         lines = line_of[start : start + step]
         block = words[start : start + step]
         block[:] = sets[lines[:, 0]]
@@ -87,9 +92,21 @@ def extents_of(codes: Codes, tag_counts: ArrayLike, items: Items) -> Extents:
         counts.append(popcount(block))
         size += 4 * int(counts[-1].sum())
         _check_size(size, len(items))
-        held = np.unpackbits(block.view(np.uint8), axis=1, count=len(codes), bitorder="little")
-        rows.append(np.nonzero(held)[1].astype(np.int32))
+        rows.append(_members(block))
     return Extents(words, np.concatenate(rows), np.cumsum(np.concatenate(counts)), len(codes))
+
+
+def _members(block: Words) -> NDArray[np.int32]:
+    """The rows of sets (e, w), one set after another; most words of a small slice are empty and passed over."""
+    used = np.flatnonzero(block)
+    bits = np.unpackbits(block.reshape(-1)[used].view(np.uint8), bitorder="little")
+    word, bit = np.divmod(np.flatnonzero(bits.view(np.bool_)), 64)
+    return np.asarray(used[word] % block.shape[1] * 64 + bit, dtype=np.int32)
+
+
+def how_many_fit(n_rows: int, count: NDArray[np.int64]) -> int:
+    """Of slices with `count` (E,) rows each, how many of the first have extents of at most `MAX_BYTES`."""
+    return int((np.cumsum(8 * word_count(n_rows) + 4 * count) <= MAX_BYTES).sum())
 
 
 def _check_size(size: int, n_slices: int) -> None:
@@ -119,7 +136,7 @@ class Families:
         return leaders[np.argsort(best)]
 
 
-def families(extents: Extents, items: Items, *, similarity: float = 0.8) -> Families:
+def families(extents: Extents, items: Items, *, similarity: float = 0.8, look: Look = lambda: None) -> Families:
     """Group slices of nearly the same instances (paper A.1.7), given in rank order.
 
     Slices are taken from the clearest on: fewest pairs, then larger count, then better rank. Each joins the first
@@ -130,12 +147,13 @@ def families(extents: Extents, items: Items, *, similarity: float = 0.8) -> Fami
     """
     n_slices, count = len(extents), extents.count
     order = np.lexsort((np.arange(n_slices), -count, (items >= 0).sum(axis=1)))
-    prefixes = _prefixes(extents, similarity)
+    prefixes = _prefixes(extents, similarity, look)
     representative = np.arange(n_slices)
     alike = np.ones(n_slices)
     leads = np.zeros(n_slices, dtype=np.bool_)
     leaders = np.zeros(0, dtype=np.int64)  # in the order taken
     for start in range(0, n_slices, _BLOCK):
+        look()
         block = order[start : start + _BLOCK]
         others = np.concatenate((leaders, block))
         shared = prefixes[block] @ prefixes[others].T
@@ -146,7 +164,7 @@ def families(extents: Extents, items: Items, *, similarity: float = 0.8) -> Fami
         key = np.sort(left[near] * len(others) + right[near])
         left, right = np.divmod(key, len(others))
         a, b = block[left], others[right]
-        jaccard = _jaccard(extents, a, b)
+        jaccard = _jaccard(extents, a, b, look)
         near = jaccard >= similarity
         left, b, jaccard = left[near], b[near], jaccard[near]
         bounds = np.searchsorted(left, np.arange(len(block) + 1))
@@ -162,32 +180,30 @@ def families(extents: Extents, items: Items, *, similarity: float = 0.8) -> Fami
     return Families(representative, alike)
 
 
-def _prefixes(extents: Extents, similarity: float) -> csr_array:
+def _prefixes(extents: Extents, similarity: float, look: Look) -> csr_array:
     """(E, N) 0/1: the rows of each slice that are rarest among all slices, as many as two alike slices must share."""
-    frequency = np.bincount(extents.rows, minlength=extents.n_rows)
-    slice_ = np.repeat(np.arange(len(extents)), extents.count)
-    order = np.lexsort((extents.rows, frequency[extents.rows], slice_))
-    place = np.arange(len(order)) - np.repeat(extents.starts[:-1], extents.count)
+    rarest = np.argsort(np.bincount(extents.rows, minlength=extents.n_rows), kind="stable")
+    place = np.empty(extents.n_rows, dtype=np.int32)
+    place[rarest] = np.arange(extents.n_rows, dtype=np.int32)
     # The smallest overlap is rounded down by a hair, so that no pair at the very threshold is lost.
     length = extents.count - np.ceil(similarity * extents.count - 1e-9).astype(np.int64) + 1
-    first = place < np.repeat(length, extents.count)
     kept = np.minimum(length, extents.count)
-    return csr_array(
-        (
-            np.ones(int(first.sum()), dtype=np.int32),
-            extents.rows[order[first]],
-            np.concatenate(([0], np.cumsum(kept))),
-        ),
-        shape=(len(extents), extents.n_rows),
-    )
+    ends = np.concatenate(([0], np.cumsum(kept)))
+    first = np.empty(int(ends[-1]), dtype=np.int32)
+    for slice_, n in enumerate(kept.tolist()):
+        look()
+        if n:
+            first[ends[slice_] : ends[slice_ + 1]] = np.partition(place[extents.of(slice_)], n - 1)[:n]
+    return csr_array((np.ones(len(first), dtype=np.int32), rarest[first], ends), shape=(len(extents), extents.n_rows))
 
 
-def _jaccard(extents: Extents, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.float64]:
+def _jaccard(extents: Extents, a: NDArray[np.int64], b: NDArray[np.int64], look: Look) -> NDArray[np.float64]:
     """Jaccard similarity (P,) of the slices at `a` and `b` (P,), in order of `a`."""
     words, common = extents.words, np.zeros(len(a), dtype=np.int64)
     step = max(1, _CHUNK_WORDS // max(1, words.shape[1]))
     runs = np.concatenate(([0], np.flatnonzero(np.diff(a)) + 1, [len(a)]))
     for low, high in itertools.pairwise(runs.tolist()):
+        look()
         for at in range(low, high, step):
             pairs = slice(at, min(at + step, high))
             common[pairs] = popcount(words[b[pairs]] & words[a[at]])
@@ -212,7 +228,7 @@ class Cover:
         return int(enough[0]) + 1 if enough.size else None
 
 
-def greedy_cover(extents: Extents, scores: NDArray[np.float64]) -> Cover:
+def greedy_cover(extents: Extents, scores: NDArray[np.float64], look: Look = lambda: None) -> Cover:
     """Cover the errors by few slices: "12 slices hold 90% of the errors". Give the families' leaders.
 
     scores: (N,) float64, NaN where not scored; an instance loses 1 - score. Each step takes the slice with the most
@@ -222,17 +238,20 @@ def greedy_cover(extents: Extents, scores: NDArray[np.float64]) -> Cover:
     """
     loss = np.nan_to_num(1.0 - scores, nan=0.0)
     whole = float(loss.sum())
-    slice_ = np.repeat(np.arange(len(extents)), extents.count)
-    gain = np.bincount(slice_, loss[extents.rows], len(extents)).astype(np.float64)
-    by_row = np.argsort(extents.rows, kind="stable")
-    holders = slice_[by_row]
-    row_starts = np.concatenate(([0], np.cumsum(np.bincount(extents.rows, minlength=extents.n_rows))))
+    lost = loss[extents.rows] > 0
+    slice_, members = np.repeat(np.arange(len(extents)), extents.count)[lost], extents.rows[lost]
+    look()
+    gain = np.bincount(slice_, loss[members], len(extents)).astype(np.float64)
+    holders = slice_[np.argsort(members, kind="stable")]
+    look()
+    row_starts = np.concatenate(([0], np.cumsum(np.bincount(members, minlength=extents.n_rows))))
     # Sums that are taken apart row by row keep a rounding error; below it nothing is left.
     nothing = 1e-9
     covered = np.zeros(extents.n_rows, dtype=np.bool_)
     order: list[int] = []
     new: list[float] = []
     while len(order) < len(extents):
+        look()
         best = int(np.argmax(gain >= gain.max() - nothing))
         if gain[best] <= nothing:
             break

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
 from hibug2.v1 import slice_pb2 as pb
@@ -48,8 +48,8 @@ def slice_proto(row: dict[str, Any]) -> pb.Slice:
     return out
 
 
-def confirmation_proto(shared: Shared, found: Confirmation, rows: range) -> list[pb.ConfirmedSlice]:
-    """The confirmed slices at `rows`."""
+def confirmation_proto(shared: Shared, found: Confirmation, rows: range, doubtful: Set[str]) -> list[pb.ConfirmedSlice]:
+    """The confirmed slices at `rows`; `doubtful` are attributes that are not to be relied on, here as below."""
     words = shared.words
     out = []
     for i in rows:
@@ -59,6 +59,7 @@ def confirmation_proto(shared: Shared, found: Confirmation, rows: range) -> list
             found_mean=float(found.found_mean[i]),
             held_count=int(found.held_scored[i]),
         )
+        message.doubtful.extend(_doubted(message.tags, doubtful))
         if found.held_scored[i]:
             message.held_mean = float(found.held_mean[i])
             message.p_value, message.q_value = float(found.p[i]), float(found.q[i])
@@ -66,30 +67,31 @@ def confirmation_proto(shared: Shared, found: Confirmation, rows: range) -> list
     return out
 
 
-def comparison_proto(found: Comparison, rankings: Sequence[str]) -> pb.CompareModelsResponse:
+def comparison_proto(found: Comparison, rankings: Sequence[str], doubtful: Set[str]) -> pb.CompareModelsResponse:
     """The answer of CompareModels; `rankings` in the order in which they were compared."""
     out = pb.CompareModelsResponse(average_overlap=found.overlap.average)
     for i, first in enumerate(rankings):
         for j, second in enumerate(rankings[:i]):
             out.overlaps.add(first=second, second=first, share=found.overlap.share[j, i])
     words = found.shared.words
-    out.worse.extend(_difference(d, found.shared, words) for d in found.worse)
+    out.worse.extend(_difference(d, words, doubtful) for d in found.worse)
     for change, count in found.change_counts.items():
         out.changes.add(change=_CHANGES[change], slice_count=count)
-    out.versions.extend(_difference(d, found.shared, words) for d in found.versions)
+    out.versions.extend(_difference(d, words, doubtful) for d in found.versions)
     return out
 
 
-def _difference(d: Difference, shared: Shared, words: Vocabulary) -> pb.SliceDifference:
+def _difference(d: Difference, words: Vocabulary, doubtful: Set[str]) -> pb.SliceDifference:
     out = pb.SliceDifference(
-        tags=_pairs(shared.items[d.position].tolist(), words),
-        instance_count=int(shared.count[d.position]),
+        tags=_pairs(d.items, words),
+        instance_count=d.count,
         paired_count=d.paired,
         first_mean=d.first_mean,
         second_mean=d.second_mean,
         difference=d.second_mean - d.first_mean,
         change=_CHANGES[d.change],
     )
+    out.doubtful.extend(_doubted(out.tags, doubtful))
     if d.p is not None:
         out.p_value = d.p
     if d.q is not None:
@@ -97,7 +99,7 @@ def _difference(d: Difference, shared: Shared, words: Vocabulary) -> pb.SliceDif
     return out
 
 
-def verdict_proto(shared: Shared, verdict: Verdict) -> pb.CheckGateResponse:
+def verdict_proto(shared: Shared, verdict: Verdict, doubtful: Set[str]) -> pb.CheckGateResponse:
     """The answer of CheckGate."""
     out = pb.CheckGateResponse(
         passed=verdict.passed,
@@ -107,16 +109,22 @@ def verdict_proto(shared: Shared, verdict: Verdict) -> pb.CheckGateResponse:
     )
     words = shared.words
     for r in verdict.regressions[:MAX_VIOLATIONS]:
+        tags = _pairs(r.items, words)
         out.violations.add(
-            tags=_pairs(r.items, words),
+            tags=tags,
             baseline_mean=r.baseline_mean,
             candidate_mean=r.candidate_mean,
             max_drop=r.limit,
             paired_count=r.scored,
             q_value=r.q,
             reason=r.reason,
+            doubtful=_doubted(tags, doubtful),
         )
     return out
+
+
+def _doubted(tags: Iterable[types_pb2.AttributeTag], doubtful: Set[str]) -> list[str]:
+    return [tag.attribute for tag in tags if tag.attribute in doubtful]
 
 
 def _pairs(items: Iterable[int], words: Vocabulary) -> list[types_pb2.AttributeTag]:

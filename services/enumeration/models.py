@@ -152,8 +152,10 @@ def difference_slices(slices: Slices, paired: Floats, *, margin: float, min_scor
 
 @dataclass(frozen=True)
 class Changes:
-    """What became of the error slices of two versions, V positions each; worst of the candidate first.
+    """What became of the error slices of two versions, V positions each, the most telling first.
 
+    These are, of kept ones, the lowest means of the candidate, and of others the largest change of the slice's summed
+    score: a small slice may change much by luck, and one that crosses the margin since the overall mean moved is last.
     fixed: below the margin in the baseline, no more in the candidate. new: the other way round. regressed: below it in
     both, and lower now. kept: below it in both, not lower. baseline_mean, candidate_mean: (S,) float64 of all slices,
     NaN where not scored.
@@ -182,13 +184,19 @@ def changes(
     either = np.union1d(baseline.index, candidate.index)
     order = np.lexsort((either, -slices.count[either], means[either, 1]))
     either = either[order]
+    moved = (means[either, 1] - means[either, 0]) * slices.count[either]
+
+    def telling(which: NDArray[np.bool_], direction: int) -> NDArray[np.int64]:
+        lines = np.flatnonzero(which)
+        return either[lines[np.argsort(-direction * moved[lines], kind="stable")]]
+
     with np.errstate(invalid="ignore"):
         was, is_ = (means[either] < np.array(overall) - margin).T
     lower = means[either, 1] < means[either, 0]
     return Changes(
-        fixed=either[was & ~is_],
-        regressed=either[was & is_ & lower],
-        new=either[~was & is_],
+        fixed=telling(was & ~is_, 1),
+        regressed=telling(was & is_ & lower, -1),
+        new=telling(~was & is_, -1),
         kept=either[was & is_ & ~lower],
         baseline_mean=means[:, 0],
         candidate_mean=means[:, 1],

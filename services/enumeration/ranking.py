@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from services.enumeration import engine, lattice
 from services.enumeration.error_slices import ErrorSlices, find_error_slices
-from services.enumeration.families import extents_of, families, greedy_cover, tag_blame
+from services.enumeration.families import Look, extents_of, families, greedy_cover, how_many_fit, tag_blame
 from services.enumeration.slices import Cancelled, OnProgress, rows_of_split
 from services.enumeration.statistics import Chance, chance_of, found_by_chance, permuted_scores, slice_significance
 from shared.errors import Precondition
@@ -26,7 +26,7 @@ from shared.store.artifacts import (
     scores_in_order,
 )
 
-# Families are made of the worst error slices; their extents are held in memory together.
+# Families are made of the error slices that are surest to be bad; their extents are held in memory together.
 MAX_FAMILY_SLICES = 20_000
 _COLUMNS_AT_ONCE = 4  # permutations scored together: sums of all slices are held for each
 SIGNIFICANT = 0.05
@@ -106,12 +106,23 @@ def rank_artifact(
     the drop. `permutations` shuffles of the scores tell how many error slices chance alone names.
     """
     parameters = artifacts.manifest(enumeration).provenance.parameters
-    known = score_enumeration(artifacts, enumeration, model, on_progress, cancelled)
+
+    def look() -> None:
+        if cancelled():
+            raise lattice.Cancelled("the ranking was cancelled")
+
+    # The scores, each batch of shuffled ones, and the families.
+    passes = Passes(2 + -(-permutations // _COLUMNS_AT_ONCE), on_progress)
+    known = score_enumeration(artifacts, enumeration, model, passes.report, cancelled)
+    passes.end()
     found = find_error_slices(known.slices, 0, known.overall_mean, known.loss, margin=margin)
+    look()
     min_count = int(parameters["min_count"])
     p, q = slice_significance(known.slices, 0, known.scores, min_scored=min_count)
-    chance = _chance(known, margin, permutations, seed, cancelled) if permutations else None
-    table, family_table = _tables(known, found, p, q)
+    look()
+    chance = _chance(known, margin, permutations, seed, passes, cancelled) if permutations else None
+    table, family_table = _tables(known, found, p, q, look)
+    passes.end()
     artifacts.write_part(name, "error_slices", table)
     artifacts.write_part(name, "families", family_table)
     artifacts.complete(
@@ -142,36 +153,57 @@ def rank_artifact(
     )
 
 
-def _chance(known: Scored, margin: float, permutations: int, seed: int, cancelled: Cancelled) -> Chance:
+class Passes:
+    """Progress of several passes that are about as long as the first: each counts its steps anew."""
+
+    def __init__(self, count: int, on_progress: OnProgress) -> None:
+        self._count, self._on_progress = count, on_progress
+        self._ended, self._steps = 0, 1
+
+    def report(self, done: int, total: int) -> None:
+        """Steps of the pass that is under way."""
+        self._steps = total
+        self._on_progress(self._ended * total + done, self._count * total)
+
+    def end(self) -> None:
+        self._ended += 1
+        self.report(0, self._steps)
+
+
+def _chance(known: Scored, margin: float, permutations: int, seed: int, passes: Passes, cancelled: Cancelled) -> Chance:
     shuffled = permuted_scores(known.scores, permutations, seed)
     counts = []
     for start in range(0, permutations, _COLUMNS_AT_ONCE):
         columns = shuffled[:, start : start + _COLUMNS_AT_ONCE]
-        slices = _sums(known.table, columns, known.limits, None, cancelled)
+        slices = _sums(known.table, columns, known.limits, passes.report, cancelled)
         counts.append(found_by_chance(slices, known.overall_mean, margin=margin).counts)
+        passes.end()
     return chance_of(np.concatenate(counts))
 
 
 def _tables(
-    known: Scored, found: ErrorSlices, p: npt.NDArray[np.float64], q: npt.NDArray[np.float64]
+    known: Scored, found: ErrorSlices, p: npt.NDArray[np.float64], q: npt.NDArray[np.float64], look: Look
 ) -> tuple[pa.Table, pa.Table]:
     """The error slices in rank order, and their families in the order that covers the errors soonest."""
     slices, items = known.slices, known.slices.items[found.index]
-    grouped = items[:MAX_FAMILY_SLICES]
     family = np.zeros(len(items), dtype=np.int64)  # 0: beyond those that are grouped
     blame = tag_blame(slices, 0, known.overall_mean, found.index)
     members: dict[int, list[int]] = {}
     cover_of: dict[int, tuple[int, float]] = {}
+    surest = np.argsort(p[found.index], kind="stable")[:MAX_FAMILY_SLICES]
+    surest = surest[: how_many_fit(len(known.scores), slices.count[found.index[surest]])]
+    grouped = np.sort(surest)  # positions, in rank order
     if len(grouped):
-        extents = extents_of(known.table.codes, known.table.tag_counts, grouped)
-        groups = families(extents, grouped)
-        family[: len(grouped)] = groups.representative + 1
+        extents = extents_of(known.table.codes, known.table.tag_counts, items[grouped], look)
+        groups = families(extents, items[grouped], look=look)
+        family[grouped] = grouped[groups.representative] + 1
         leaders = groups.leaders
-        cover = greedy_cover(extents_of(known.table.codes, known.table.tag_counts, grouped[leaders]), known.scores)
+        cover = greedy_cover(extents.at(leaders), known.scores, look)
         cover_of = {
-            int(leaders[at]): (place + 1, float(cover.share[place])) for place, at in enumerate(cover.order.tolist())
+            int(grouped[leaders[at]]): (place + 1, float(cover.share[place]))
+            for place, at in enumerate(cover.order.tolist())
         }
-        for position, leader in enumerate(groups.representative.tolist()):
+        for position, leader in zip(grouped.tolist(), grouped[groups.representative].tolist(), strict=True):
             members.setdefault(leader, []).append(position)
     ranked = sorted(members, key=lambda leader: (cover_of.get(leader, (len(members) + 1, 1.0))[0], leader))
     whole = max((share for _, share in cover_of.values()), default=0.0)

@@ -38,7 +38,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 MIN_COUNT, MAX_DEPTH, MARGIN, SPLIT = 10, 3, 0.2, "validation"
 PERMUTATIONS, MAX_PERMUTATIONS = 20, 1000
 # Part of every artifact's id: raised when the same input would give another result.
-ENUMERATION_REVISION = RANKING_REVISION = 1
+ENUMERATION_REVISION, RANKING_REVISION = 1, 2
 
 
 class EnumerationServicer(rpc.EnumerationServiceServicer):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from services.enumeration import lattice, models
+from services.enumeration import engine, lattice, models
 from services.enumeration.error_slices import find_error_slices
 from services.enumeration.gate import Severity, Verdict, gate
 from services.enumeration.read import Vocabulary, schema_vocabulary
@@ -17,7 +19,7 @@ from services.enumeration.statistics import Confirmation, confirm
 from shared.errors import InvalidInput, Violation, invalid, refuse
 from shared.names import Name
 from shared.schema import Schema
-from shared.store.artifacts import Artifacts, TagTable, items_of, scores_in_order
+from shared.store.artifacts import Artifacts, TagTable, scores_in_order
 
 Pairs = Sequence[tuple[str, str]]
 
@@ -27,20 +29,28 @@ class Shared:
     """What rankings of one enumeration have in common, and the scores (N, K) of their models, in their order."""
 
     table: TagTable
-    items: npt.NDArray[np.int32]
-    count: npt.NDArray[np.int64]
     scores: npt.NDArray[np.float64]
     margin: float
     min_count: int
+    max_depth: int
 
     @property
     def words(self) -> Vocabulary:
         return schema_vocabulary(self.table.schema)
 
-    def scored(self, columns: npt.NDArray[np.float64]) -> lattice.Slices:
-        """The slices with the sums of `columns` (N, K)."""
-        per_slice, total = lattice.score_slices(self.table.codes, self.table.tag_counts, self.items, columns)
-        return lattice.Slices(self.items, self.count, per_slice, total)
+    def slices(self, columns: npt.NDArray[np.float64]) -> lattice.Slices:
+        """The slices of the enumeration, always in the same order, with the sums of `columns` (N, K).
+
+        Enumerating again is many times quicker than reading the slices and looking up the rows of each.
+        """
+        return engine.enumerate_slices(
+            self.table.codes,
+            self.table.tag_counts,
+            columns,
+            min_count=self.min_count,
+            max_depth=self.max_depth,
+            max_slices=sys.maxsize,  # as many as the enumeration was let have
+        )
 
 
 def open_shared(artifacts: Artifacts, rankings: Sequence[Name], field: str) -> Shared:
@@ -56,20 +66,11 @@ def open_shared(artifacts: Artifacts, rankings: Sequence[Name], field: str) -> S
                 "min_count and max_depth",
             )
     dataset = rankings[0].dataset
-    enumeration = Name(dataset, "enumerations", str(first["enumeration"]).rpartition("/")[2])
     tagging = Name(dataset, "taggings", str(first["tagging"]).rpartition("/")[2])
     table = rows_of_split(artifacts, tagging, str(first["split"]))
-    stored = artifacts.read_part(enumeration, "slices")
     digests = [str(m.provenance.inputs["scores"]) for m in manifests]  # those ranked, whatever the models have now
     scores = np.column_stack([scores_in_order(artifacts.scores_of(dataset, d), table.instance_ids) for d in digests])
-    return Shared(
-        table,
-        items_of(stored),
-        stored.column("count").to_numpy(),
-        scores,
-        float(first["margin"]),
-        int(first["min_count"]),
-    )
+    return Shared(table, scores, float(first["margin"]), int(first["min_count"]), int(first["max_depth"]))
 
 
 def confirm_slices(artifacts: Artifacts, ranking: Name, seed: int) -> tuple[Shared, Confirmation]:
@@ -83,7 +84,7 @@ def confirm_slices(artifacts: Artifacts, ranking: Name, seed: int) -> tuple[Shar
         shared.table.tag_counts,
         shared.scores[:, 0],
         min_count=max(1, shared.min_count // 2),
-        max_depth=shared.items.shape[1],
+        max_depth=shared.max_depth,
         margin=shared.margin,
         seed=seed,
     )
@@ -92,9 +93,13 @@ def confirm_slices(artifacts: Artifacts, ranking: Name, seed: int) -> tuple[Shar
 
 @dataclass(frozen=True)
 class Difference:
-    """A slice in words of positions: means of both models where both scored, and the paired test where it was made."""
+    """A slice on which two models differ, and the paired test where it was made.
 
-    position: int
+    items: as in `Slices`. count, paired: its instances, and those that both models scored.
+    """
+
+    items: tuple[int, ...]
+    count: int
     paired: int
     first_mean: float
     second_mean: float
@@ -118,17 +123,16 @@ def compare_models(artifacts: Artifacts, rankings: Sequence[Name], limit: int) -
     At most `limit` slices of each kind.
     """
     shared = open_shared(artifacts, rankings, "rankings")
-    slices = shared.scored(shared.scores)
+    slices = shared.slices(shared.scores)
     overlap = models.worst_overlap(slices)
     if len(rankings) != 2:
         return Comparison(shared, overlap, (), {}, ())
     paired = models.paired_scores(shared.scores[:, 0], shared.scores[:, 1])
-    both = shared.scored(paired)
+    both = shared.slices(paired)
     found = models.difference_slices(both, paired, margin=shared.margin, min_scored=shared.min_count)
     worse = tuple(
         Difference(
-            position=int(found.index[i]),
-            paired=int(both.scored[found.index[i], 0]),
+            **_facts(both, int(found.index[i])),
             first_mean=float(found.baseline_mean[i]),
             second_mean=float(found.candidate_mean[i]),
             p=_known(found.p[i]),
@@ -143,8 +147,7 @@ def compare_models(artifacts: Artifacts, rankings: Sequence[Name], limit: int) -
     kinds = {kind: getattr(changed, kind) for kind in ("fixed", "regressed", "new", "kept")}
     versions = tuple(
         Difference(
-            position=int(position),
-            paired=int(both.scored[position, 0]),
+            **_facts(both, int(position)),
             first_mean=float(changed.baseline_mean[position]),
             second_mean=float(changed.candidate_mean[position]),
             p=None,
@@ -155,6 +158,11 @@ def compare_models(artifacts: Artifacts, rankings: Sequence[Name], limit: int) -
         for position in positions[:limit]
     )
     return Comparison(shared, overlap, worse, {kind: len(positions) for kind, positions in kinds.items()}, versions)
+
+
+def _facts(both: lattice.Slices, position: int) -> dict[str, Any]:
+    items = tuple(both.items[position].tolist())
+    return {"items": items, "count": int(both.count[position]), "paired": int(both.scored[position, 0])}
 
 
 def _known(value: float) -> float | None:
@@ -181,7 +189,7 @@ def check_gate(
     }
     paired = models.paired_scores(shared.scores[:, 0], shared.scores[:, 1])
     verdict = gate(
-        shared.scored(paired),
+        shared.slices(paired),
         paired,
         max_drop=max_drop,
         margin=shared.margin,
@@ -224,7 +232,9 @@ def items_of_pairs(schema: Schema, pairs: Pairs, field: str) -> tuple[int, ...]:
 def tag_position(schema: Schema, attribute: str, tag: str, field: str) -> tuple[int, int]:
     """(position of the attribute, code of the tag); InvalidInput when the schema lacks one of them."""
     if attribute not in schema.names():
-        raise invalid(f"{field}.attribute", f"'{attribute[:80]}' is not in the schema")
+        raise invalid(
+            f"{field}.attribute", f"'{attribute[:80]}' is not in the schema; it has {', '.join(schema.names()[:50])}"
+        )
     column = schema.names().index(attribute)
     if tag not in schema.attributes[column].tags:
         known = ", ".join(schema.attributes[column].tags[:20])

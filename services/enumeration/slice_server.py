@@ -29,7 +29,7 @@ from services.enumeration.side_by_side import (
 from services.enumeration.slices import StoredSlices, open_slices, slice_instances
 from services.enumeration.statistics import Confirmation
 from shared.errors import invalid
-from shared.names import parse, parse_any
+from shared.names import Name, parse, parse_any
 from shared.rpc import context as call
 from shared.rpc.arrow import send_batches
 from shared.rpc.paging import LIMIT, page, page_bounds
@@ -64,9 +64,12 @@ class SliceServicer(rpc.SliceServiceServicer):
         stored = await asyncio.to_thread(self._open, team, parent)
         return stored, await asyncio.to_thread(Artifacts(self._store, team).doubtful_attributes, stored.tagging)
 
+    async def _doubtful_in(self, ranking: Name) -> frozenset[str]:
+        return await asyncio.to_thread(Artifacts(self._store, call.team.get()).doubtful_in, ranking)
+
     async def ListSlices(self, request: pb.ListSlicesRequest, context: Context) -> pb.ListSlicesResponse:
         stored, doubtful = await self._opened(request.parent)
-        positions = _chosen(stored, doubtful, request.filter, request.order_by)
+        positions = await asyncio.to_thread(_chosen, stored, doubtful, request.filter, request.order_by)
         first, end, token = page_bounds(len(positions), request.page_size, request.page_token)
         response = pb.ListSlicesResponse(next_page_token=token, total_count=len(positions))
         response.slices.extend(slice_proto(row) for row in stored.arrow(positions[first:end], doubtful).to_pylist())
@@ -74,7 +77,7 @@ class SliceServicer(rpc.SliceServiceServicer):
 
     async def ReadSlices(self, request: pb.ReadSlicesRequest, context: Context) -> AsyncIterator[pb.ReadSlicesResponse]:
         stored, doubtful = await self._opened(request.parent)
-        positions = _chosen(stored, doubtful, request.filter, "")
+        positions = await asyncio.to_thread(_chosen, stored, doubtful, request.filter, "")
         # Rows become batches as the reader takes them: a slow reader holds one batch, not the table.
         batches = (
             batch
@@ -141,9 +144,10 @@ class SliceServicer(rpc.SliceServiceServicer):
     async def ConfirmSlices(self, request: pb.ConfirmSlicesRequest, context: Context) -> pb.ConfirmSlicesResponse:
         name = parse(request.parent, "rankings", "parent")
         shared, found = await asyncio.to_thread(self._confirm, call.team.get(), str(name), request.seed)
+        doubtful = await self._doubtful_in(name)
         first, end, token = page_bounds(len(found.items), request.page_size, request.page_token)
         return pb.ConfirmSlicesResponse(
-            slices=confirmation_proto(shared, found, range(first, end)),
+            slices=confirmation_proto(shared, found, range(first, end), doubtful),
             next_page_token=token,
             total_count=len(found.items),
             confirmed_count=int((found.q <= SIGNIFICANT).sum()),
@@ -155,7 +159,7 @@ class SliceServicer(rpc.SliceServiceServicer):
         names = [parse(r, "rankings", f"rankings[{i}]") for i, r in enumerate(request.rankings)]
         _, limit, _ = page_bounds(LIMIT, request.page_size, "")
         found = await asyncio.to_thread(compare_models, Artifacts(self._store, call.team.get()), names, limit)
-        return comparison_proto(found, list(request.rankings))
+        return comparison_proto(found, list(request.rankings), await self._doubtful_in(names[0]))
 
     async def CheckGate(self, request: pb.CheckGateRequest, context: Context) -> pb.CheckGateResponse:
         baseline = parse(request.baseline, "rankings", "baseline")
@@ -172,11 +176,13 @@ class SliceServicer(rpc.SliceServiceServicer):
             severities=[Severity(v.severity, v.below, v.max_drop) for v in request.severities],
             every_slice=request.every_slice,
         )
-        return verdict_proto(shared, verdict)
+        return verdict_proto(shared, verdict, await self._doubtful_in(baseline))
 
 
 def _chosen(stored: StoredSlices, doubtful: frozenset[str], filter_text: str, order_by: str) -> npt.NDArray[np.int64]:
     columns = stored.columns
+    if stored.is_ranking:
+        columns = {"rank": np.arange(1, len(stored.items) + 1), **columns}
     if "doubtful" in filter_text or "doubtful" in order_by:
         columns = {**columns, "doubtful": doubtful_counts(stored.items, stored.words, doubtful)}
     return choose(columns, stored.items, stored.words, filter_text, order_by)

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import erfcx, expit, gammaln, ndtr, ndtri_exp
 
+from services.enumeration.engine import error_slices
 from services.enumeration.error_slices import find_error_slices
-from services.enumeration.lattice import Codes, Items, Slices, enumerate_slices, score_slices
+from services.enumeration.lattice import Codes, Items, Slices, score_slices
 from shared.errors import invalid
 
 Floats = NDArray[np.float64]
@@ -399,19 +400,17 @@ def confirm(
     if not (known & search).any() or not (known & ~search).any():
         raise invalid("scores", "there are too few to split in two halves; score at least 2 instances")
     found_scores, held_scores = scores[search], scores[~search]
-    slices = enumerate_slices(
-        codes[search], tag_counts, found_scores[:, None], min_count=min_count, max_depth=max_depth
+    found = error_slices(
+        codes[search], tag_counts, found_scores[:, None], min_count=min_count, max_depth=max_depth, margin=margin
     )
-    overall, loss = float(np.nanmean(found_scores)), float(np.nansum(1.0 - found_scores))
-    errors = find_error_slices(slices, 0, overall, loss, margin=margin)
-    items = slices.items[errors.index]
+    items = found.slices.items
     scored_columns, total_columns = score_slices(codes[~search], tag_counts, items, held_scores[:, None])
     scored, total = scored_columns[:, 0], total_columns[:, 0]
     p = p_values(held_scores, scored, total)
     return Confirmation(
         items=items,
-        found_scored=slices.scored[errors.index, 0],
-        found_mean=errors.mean,
+        found_scored=found.slices.scored[:, 0],
+        found_mean=found.errors().mean,
         held_scored=scored,
         held_mean=np.divide(total, scored, out=np.full(len(total), np.nan), where=scored > 0),
         p=p,

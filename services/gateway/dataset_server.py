@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import grpc
 import pyarrow as pa
 import pyarrow.compute as pc
+from redis.asyncio import Redis
 
 from hibug2.v1 import dataset_pb2 as pb
 from hibug2.v1 import dataset_pb2_grpc, model_pb2, model_pb2_grpc, schema_pb2, schema_pb2_grpc, types_pb2
 from services.gateway.config import Settings
 from services.gateway.datasets import check_images, check_instances, record_of
 from services.gateway.scores import check_scores
+from services.gateway.turns import Confirm, turn
 from shared.errors import AlreadyExists, HiBug2Error, invalid
 from shared.images.reader import ImageReader
 from shared.names import check_id, dataset_id, parse
@@ -42,34 +44,33 @@ _METRICS = {
 
 @dataclass(frozen=True)
 class Door:
-    """What comes in and where it is kept; used by the gRPC servicers and by HTTP alike. Blocking."""
+    """What comes in and where it is kept."""
 
     store: Store
+    redis: Redis
     settings: Settings
-    # Held while a dataset's record is read, changed and written.
-    writing: threading.Lock = field(default_factory=threading.Lock)
 
     def artifacts(self) -> Artifacts:
         return Artifacts(self.store, call.team.get())
 
-    def create_dataset(
+    async def create_dataset(
         self, dataset: str, task: Task, table: pa.Table, request_id: str, skip_image_check: bool
     ) -> DatasetRecord:
         """Check and store a new dataset. AlreadyExists, unless it was made by this very request."""
         check_id(dataset, "dataset_id")
-        there = self._made_by(dataset, request_id)
+        there = await asyncio.to_thread(self._made_by, dataset, request_id)
         if there is not None:
             return there
-        instances = self._checked(table, task, skip_image_check)
-        with self.writing:
+        instances = await asyncio.to_thread(self._checked, table, task, skip_image_check)
+
+        def stored() -> tuple[DatasetRecord, bool]:
             there = self._made_by(dataset, request_id)  # the images took a while
             if there is not None:
-                return there
-            artifacts = self.artifacts()
-            part = artifacts.write_instances(dataset, instances)
-            record = record_of(dataset, task, instances, [part], part, [request_id])
-            artifacts.write_dataset(record)
-        return record
+                return there, False
+            part = self.artifacts().write_instances(dataset, instances)
+            return record_of(dataset, task, instances, [part], part, [request_id]), True
+
+        return await self._change(dataset, stored)
 
     def _made_by(self, dataset: str, request_id: str) -> DatasetRecord | None:
         """The dataset when `request_id` made it, None when there is none; AlreadyExists when another did."""
@@ -81,30 +82,67 @@ class Door:
             return there
         raise AlreadyExists(f"dataset '{dataset}' is there already; delete it or take another name")
 
-    def add_instances(self, dataset: str, table: pa.Table, request_id: str, skip_image_check: bool) -> DatasetRecord:
+    async def add_instances(
+        self, dataset: str, table: pa.Table, request_id: str, skip_image_check: bool
+    ) -> DatasetRecord:
         """Check and add instances; the same request twice adds once."""
         artifacts = self.artifacts()
-        record = artifacts.dataset(dataset)
+        record = await asyncio.to_thread(artifacts.dataset, dataset)
         if request_id and request_id in record.request_ids:
             return record
-        instances = self._checked(table, record.task, skip_image_check, already=record.instance_count)
-        with self.writing:
-            record = artifacts.dataset(dataset)
+        instances = await asyncio.to_thread(self._checked, table, record.task, skip_image_check, record.instance_count)
+
+        def stored() -> tuple[DatasetRecord, bool]:
+            record = artifacts.dataset(dataset)  # others may have added to it while the images were checked
+            if request_id and request_id in record.request_ids:
+                return record, False
             there = artifacts.instances(record)
             _refuse_known(instances, there)
             part = artifacts.write_instances(dataset, instances)
             whole = pa.concat_tables([there, instances])
-            new = record_of(
-                dataset,
-                record.task,
-                whole,
-                [*record.parts, part],
-                table_digest(whole),
-                [*record.request_ids, request_id],
-                record.create_time,
+            return (
+                record_of(
+                    dataset,
+                    record.task,
+                    whole,
+                    [*record.parts, part],
+                    table_digest(whole),
+                    [*record.request_ids, request_id],
+                    record.create_time,
+                ),
+                True,
             )
-            artifacts.write_dataset(new)
-        return new
+
+        return await self._change(dataset, stored)
+
+    async def _change(self, dataset: str, stored: Callable[[], tuple[DatasetRecord, bool]]) -> DatasetRecord:
+        """Write the record that `stored` makes, if it says that it is new, while nobody else changes the dataset."""
+
+        async def change() -> DatasetRecord:
+            async with self._turn(dataset) as confirm:
+                record, is_new = await asyncio.to_thread(stored)
+                if is_new:
+                    await confirm()
+                    await asyncio.to_thread(self.artifacts().write_dataset, record)
+            return record
+
+        # A caller who leaves does not stop a thread, so the turn is not given up before it has ended.
+        return await asyncio.shield(asyncio.ensure_future(change()))
+
+    async def delete_dataset(self, dataset: str) -> None:
+        """Remove a dataset and all that was made from it. NotFound when there is none."""
+        artifacts = self.artifacts()
+
+        async def change() -> None:
+            async with self._turn(dataset) as confirm:
+                await asyncio.to_thread(artifacts.dataset, dataset)
+                await confirm()
+                await asyncio.to_thread(artifacts.delete_dataset, dataset)
+
+        await asyncio.shield(asyncio.ensure_future(change()))
+
+    def _turn(self, dataset: str) -> AbstractAsyncContextManager[Confirm]:
+        return turn(self.redis, f"{call.team.get()}:datasets/{dataset}")
 
     def _checked(self, table: pa.Table, task: Task, skip_image_check: bool, already: int = 0) -> pa.Table:
         if table.num_rows + already > self.settings.max_instances:
@@ -211,8 +249,8 @@ class DatasetServicer(dataset_pb2_grpc.DatasetServiceServicer):
         task = task_of(header.task)
         check_id(header.dataset_id, "dataset_id")
         table = await receive_table(_arrow(request_iterator), self._door.settings.max_upload_bytes, "instances")
-        record = await asyncio.to_thread(
-            self._door.create_dataset, header.dataset_id, task, table, header.request_id, header.skip_image_check
+        record = await self._door.create_dataset(
+            header.dataset_id, task, table, header.request_id, header.skip_image_check
         )
         return pb.CreateDatasetResponse(dataset=dataset_proto(record))
 
@@ -222,9 +260,7 @@ class DatasetServicer(dataset_pb2_grpc.DatasetServiceServicer):
         header = await _header(request_iterator)
         dataset = dataset_id(header.parent, "parent")
         table = await receive_table(_arrow(request_iterator), self._door.settings.max_upload_bytes, "instances")
-        record = await asyncio.to_thread(
-            self._door.add_instances, dataset, table, header.request_id, header.skip_image_check
-        )
+        record = await self._door.add_instances(dataset, table, header.request_id, header.skip_image_check)
         return pb.AddInstancesResponse(dataset=dataset_proto(record))
 
     async def GetDataset(self, request: pb.GetDatasetRequest, context: Context) -> pb.GetDatasetResponse:
@@ -238,10 +274,7 @@ class DatasetServicer(dataset_pb2_grpc.DatasetServiceServicer):
         return pb.ListDatasetsResponse(datasets=[dataset_proto(r) for r in records], next_page_token=token)
 
     async def DeleteDataset(self, request: pb.DeleteDatasetRequest, context: Context) -> pb.DeleteDatasetResponse:
-        dataset = dataset_id(request.name, "name")
-        artifacts = self._door.artifacts()
-        await asyncio.to_thread(artifacts.dataset, dataset)
-        await asyncio.to_thread(artifacts.delete_dataset, dataset)
+        await self._door.delete_dataset(dataset_id(request.name, "name"))
         return pb.DeleteDatasetResponse()
 
     async def ListInstances(self, request: pb.ListInstancesRequest, context: Context) -> pb.ListInstancesResponse:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import grpc
 from google.protobuf import json_format
@@ -39,22 +39,28 @@ from shared.store.artifacts import Artifacts
 from shared.store.store import Store
 
 log = logs.get("gateway.runs")
+T = TypeVar("T")
 
 MAX_DEPTH, MIN_COUNT, MARGIN, BUDGET = 3, 10, 0.2, 500
 SPLIT, POOL = "validation", "pool"
-TRIES = 6  # a step whose service goes away is asked for again this often
+PATIENCE_S = 300.0  # a step that gets no further for so long, because what it needs is away, fails
+_WAIT_S = (0.5, 5.0)  # between two tries
 
 
 class Backends:
-    """Channels and stubs of the services behind the gateway."""
+    """Channels and stubs of the services behind the gateway.
+
+    They try once: callers try again themselves, and runs wait in `Pipeline`, so that a service that is in trouble does
+    not get the tries of two layers, multiplied.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.channels = {
-            "attribute": connect(settings.attribute_address, settings),
-            "tagging": connect(settings.tagging_address, settings),
-            "enumeration": connect(settings.enumeration_address, settings),
-            "prediction": connect(settings.prediction_address, settings),
-            "repair": connect(settings.repair_address, settings),
+            "attribute": connect(settings.attribute_address, settings, retries=False),
+            "tagging": connect(settings.tagging_address, settings, retries=False),
+            "enumeration": connect(settings.enumeration_address, settings, retries=False),
+            "prediction": connect(settings.prediction_address, settings, retries=False),
+            "repair": connect(settings.repair_address, settings, retries=False),
         }
         self.attribute = attribute_pb2_grpc.AttributeServiceStub(self.channels["attribute"])
         self.tagging = tagging_pb2_grpc.TaggingServiceStub(self.channels["tagging"])
@@ -161,10 +167,7 @@ class Pipeline:
             self._selection,
             self._report,
         ):
-            try:
-                await step()
-            except grpc.aio.AioRpcError as failure:  # a read between two jobs failed: say what the service said
-                raise status.error_of(failure) from failure
+            await step()
             await self._shelf.save(run)
 
     def _budget(self) -> types_pb2.Budget | None:
@@ -192,7 +195,9 @@ class Pipeline:
                         ),
                     ),
                 )
-                answer = await self._b.attribute.GetGeneration(attribute_pb2.GetGenerationRequest(name=job.name))
+                answer = await self._patiently(
+                    lambda: self._b.attribute.GetGeneration(attribute_pb2.GetGenerationRequest(name=job.name))
+                )
                 run.schema = answer.schema.name
                 return
             run.schema = f"{run.dataset}/schemas/{current}"
@@ -240,7 +245,9 @@ class Pipeline:
             ),
         )
         run.ranking = job.name
-        found = await self._b.enumeration.GetRanking(enumeration_pb2.GetRankingRequest(name=job.name))
+        found = await self._patiently(
+            lambda: self._b.enumeration.GetRanking(enumeration_pb2.GetRankingRequest(name=job.name))
+        )
         run.summary.overall_mean = found.overall_mean
         run.summary.instance_count = found.scored_count
         run.summary.slice_count = found.slice_count
@@ -264,7 +271,9 @@ class Pipeline:
             ),
         )
         run.prediction = job.name
-        found = await self._b.prediction.GetPrediction(prediction_pb2.GetPredictionRequest(name=job.name))
+        found = await self._patiently(
+            lambda: self._b.prediction.GetPrediction(prediction_pb2.GetPredictionRequest(name=job.name))
+        )
         run.summary.predicted_slice_count = found.predicted_slice_count
         return None
 
@@ -297,7 +306,9 @@ class Pipeline:
                 ),
             )
             run.selections.append(job.name)
-            found = await self._b.repair.GetSelection(repair_pb2.GetSelectionRequest(name=job.name))
+            found = await self._patiently(
+                lambda: self._b.repair.GetSelection(repair_pb2.GetSelectionRequest(name=job.name))  # noqa: B023
+            )
             if method == repair_pb2.SELECTION_METHOD_LOWEST_MEAN:
                 run.summary.pick_count = found.pick_count
         return None
@@ -306,7 +317,7 @@ class Pipeline:
         step = self._note(run_pb2.STEP_KIND_REPORT, self.run.name)
         step.job.reused = False
         started = time.monotonic()
-        await self._make_report(self.run)
+        await self._patiently(lambda: self._make_report(self.run))
         step.elapsed.CopyFrom(_duration(time.monotonic() - started))
 
     def _note(self, kind: run_pb2.StepKind.ValueType, name: str) -> run_pb2.Step:
@@ -318,40 +329,60 @@ class Pipeline:
         self.run.steps.add(kind=kind, skipped=why)
 
     async def _follow(self, kind: run_pb2.StepKind.ValueType, calls: _Call) -> types_pb2.Job:
-        """Create the step's job and watch it to its end; a service that goes away is asked again, a few times."""
+        """Create the step's job and watch it to its end."""
         step = self.run.steps.add(kind=kind)
         started = time.monotonic()
-        name = run_pb2.StepKind.Name(kind).removeprefix("STEP_KIND_").lower()
-        for attempt in range(1, TRIES + 1):
-            try:
-                await self._watch_once(step, calls, started)
-                break
-            except (Unavailable, Busy) as error:
-                if attempt == TRIES:
-                    raise
-                log.warning("step asked for again", step=name, attempt=attempt, error=str(error))
-                await asyncio.sleep(error.retry_s if isinstance(error, Busy) else min(0.5 * 2**attempt, 5.0))
-            except asyncio.CancelledError:
-                if self._progress.cancelled and step.job.name:
+        try:
+            await self._patiently(lambda: self._watch_once(step, calls, started))
+        except asyncio.CancelledError:
+            if self._progress.cancelled and step.job.name:
+                try:
                     await calls.cancel(step.job.name)
-                raise
+                except grpc.aio.AioRpcError as failure:
+                    log.warning("step not cancelled", job=step.job.name, error=failure.details())
+            raise
         step.elapsed.CopyFrom(_duration(time.monotonic() - started))
         return step.job
 
+    async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """`attempt` at the last step, made again while a service, or what it needs, is away or busy.
+
+        Raises what the service said once the step got no further for PATIENCE_S since it first said so.
+        """
+        step, tried, most, since = self.run.steps[-1], 0, 0, 0.0
+        while True:
+            try:
+                try:
+                    found = await attempt()
+                except grpc.aio.AioRpcError as failure:
+                    raise status.error_of(failure) from failure
+                if tried:
+                    step.job.message = ""
+                return found
+            except (Unavailable, Busy) as error:
+                now = time.monotonic()
+                if not tried or step.job.done_count > most:
+                    tried, most, since = 0, step.job.done_count, now
+                wait_s = error.retry_s if isinstance(error, Busy) else min(_WAIT_S[0] * 2**tried, _WAIT_S[1])
+                if now + wait_s - since > PATIENCE_S:
+                    raise
+                tried += 1
+                log.warning("step waits", run=self.run.name, tried=tried, error=str(error))
+                step.job.message = f"waits: {error}"
+            await self._shelf.publish(self.run)
+            await asyncio.sleep(wait_s)
+
     async def _watch_once(self, step: run_pb2.Step, calls: _Call, started: float) -> None:
-        try:
-            step.job.CopyFrom((await calls.create()).job)
-            if step.job.state not in RESTING:
-                async for snapshot in calls.watch(step.job.name):
-                    step.job.CopyFrom(snapshot.job)
-                    step.elapsed.CopyFrom(_duration(time.monotonic() - started))
-                    self._progress.step = run_pb2.StepKind.Name(step.kind).removeprefix("STEP_KIND_").lower()
-                    self._progress.update(step.job.done_count, step.job.total_count)
-                    self._count_cost()
-                    await self._shelf.publish(self.run)
-            self._count_cost()
-        except grpc.aio.AioRpcError as failure:
-            raise status.error_of(failure) from failure
+        step.job.CopyFrom((await calls.create()).job)
+        if step.job.state not in RESTING:
+            async for snapshot in calls.watch(step.job.name):
+                step.job.CopyFrom(snapshot.job)
+                step.elapsed.CopyFrom(_duration(time.monotonic() - started))
+                self._progress.step = run_pb2.StepKind.Name(step.kind).removeprefix("STEP_KIND_").lower()
+                self._progress.update(step.job.done_count, step.job.total_count)
+                self._count_cost()
+                await self._shelf.publish(self.run)
+        self._count_cost()
         if step.job.state == types_pb2.JOB_STATE_FAILED:
             raise status.error_of_problem(step.job.problem)
         if step.job.state == types_pb2.JOB_STATE_PAUSED:

@@ -49,7 +49,7 @@ async def start_server(settings: Settings) -> RunningServer:
     redis = connect(settings.redis_url)
     store = Store(settings.store_url)
     backends = Backends(settings)
-    door = Door(store, settings)
+    door = Door(store, redis, settings)
     runs = RunServicer(settings, redis, store, backends)
 
     def add(server: grpc.aio.Server) -> Sequence[str]:

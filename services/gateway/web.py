@@ -17,6 +17,7 @@ import pyarrow as pa
 import uvicorn
 from fastapi import Body, FastAPI, Header, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi_offline import FastAPIOffline
 from google.protobuf import json_format
 from google.protobuf.message import Message
 from pydantic import BaseModel, Field
@@ -102,8 +103,8 @@ class Stubs:
 
 
 def make_app(stubs: Stubs) -> FastAPI:
-    """The application; /docs is its OpenAPI page."""
-    app = FastAPI(
+    """The application; /docs is its OpenAPI page, whose scripts it serves itself: a cluster may have no internet."""
+    app = FastAPIOffline(
         title="HiBug2", version=VERSION, description="Finds, explains and repairs the error slices of a model."
     )
     app.add_exception_handler(grpc.aio.AioRpcError, _failed)

@@ -29,6 +29,7 @@ from services.prediction.predict import (
 )
 from services.prediction.ranked import Ranked, open_ranking
 from services.prediction.verification import Drop
+from shared.clip import weights_digest
 from shared.errors import Precondition, invalid
 from shared.jobs import Jobs, Progress
 from shared.llm import LLM, Account, Usage, llm_from
@@ -96,7 +97,7 @@ class PredictionServicer(rpc.PredictionServiceServicer):
     ) -> pb.CreatePredictionResponse:
         order = await asyncio.to_thread(_order_of, self._artifacts(), request)
         make = {TAG_SUBSTITUTION: self._substitute, INSTRUCTION: self._instruct, PRIOR: self._weigh}[order.method]
-        key, work = make(order)
+        key, work = await asyncio.to_thread(make, order)  # a file of weights is hashed once
         ranking = order.ranked.name
         asked = content_id(
             ranking=ranking.id,
@@ -111,6 +112,7 @@ class PredictionServicer(rpc.PredictionServiceServicer):
 
     def _substitute(self, order: _Order) -> _Made:
         s = self._settings
+        weights = weights_digest(s.clip_weights) if s.clip_model and s.clip_weights else ""
 
         async def work(progress: Progress, name: Name) -> None:
             progress.step = "embedding tags"
@@ -121,13 +123,13 @@ class PredictionServicer(rpc.PredictionServiceServicer):
                 order.ranked,
                 name,
                 encoder,
+                weights=weights,
                 neighbours=s.neighbours,
                 max_per_class=order.max_per_class,
                 max_origins=s.max_origins,
             )
 
-        encoder = [s.clip_model, s.clip_weights]
-        return {"encoder": encoder, "neighbours": s.neighbours, "max_origins": s.max_origins}, work
+        return {"encoder": [s.clip_model, weights], "neighbours": s.neighbours, "max_origins": s.max_origins}, work
 
     def _weigh(self, order: _Order) -> _Made:
         async def work(progress: Progress, name: Name) -> None:
@@ -272,10 +274,11 @@ def _order_of(artifacts: Artifacts, request: pb.CreatePredictionRequest) -> _Ord
 
 def _list(artifacts: Artifacts, request: pb.ListPredictedSlicesRequest) -> pb.ListPredictedSlicesResponse:
     name = parse(request.parent, "predictions", "parent")
-    schema, _ = artifacts.schema(name.dataset, str(artifacts.manifest(name).provenance.parameters["schema"]))
-    pairs = _pairs(schema)
+    parameters = artifacts.manifest(name).provenance.parameters
+    pairs = _pairs(artifacts.schema(name.dataset, str(parameters["schema"]))[0])
     table = artifacts.read_part(name, "predicted")
-    method = _PROTO_METHODS[str(artifacts.manifest(name).provenance.parameters["method"])]
+    method = _PROTO_METHODS[str(parameters["method"])]
+    doubtful = artifacts.doubtful_in(parse(str(parameters["ranking"]), "rankings", "parent"))
     first, end, token = page_bounds(table.num_rows, request.page_size, request.page_token)
     response = pb.ListPredictedSlicesResponse(next_page_token=token)
     chosen = table.slice(first, end - first)
@@ -292,6 +295,7 @@ def _list(artifacts: Artifacts, request: pb.ListPredictedSlicesRequest) -> pb.Li
             known_count=row.get("known_count"),
             target=row.get("target") or "",
             expected_mean=row.get("expected_mean"),
+            doubtful=[pairs[item].attribute for item in items if item >= 0 and pairs[item].attribute in doubtful],
         )
     return response
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from services.repair.diversity import tag_vectors
-from services.repair.methods import ErrorSlices, Method, Picks, Question, Rules, Units, pick
+from services.repair.methods import BY_SLICES, ErrorSlices, Method, Picks, Question, Rules, Units, pick
 from services.repair.selection import Pool
 from shared.errors import Precondition, invalid
 from shared.images.reader import RGB
@@ -97,6 +97,15 @@ def tagging_of(artifacts: Artifacts, ranking: Name) -> Name:
             "mean the same; run again"
         )
     return tagging
+
+
+def check_asked(artifacts: Artifacts, ranking: Name, wanted: Wanted) -> None:
+    """Precondition when the method goes by error slices, and the ranking has none that could ask for anything."""
+    if wanted.method in BY_SLICES and not artifacts.read_part(ranking, "error_slices").num_rows:
+        raise Precondition(
+            f"{ranking} has no error slices to pick for; rank with a lower margin or minimum count, or pick by random "
+            "or another method that looks at no slice"
+        )
 
 
 def error_slices_of(table: pa.Table) -> ErrorSlices:

@@ -18,7 +18,7 @@ from services.repair.collect import data_needs
 from services.repair.compare import Compared, Group, compare
 from services.repair.config import Settings
 from services.repair.methods import Method, Stopped
-from services.repair.pick import Wanted, pick_artifact, pool_of, read_picks, tagging_of
+from services.repair.pick import Wanted, check_asked, pick_artifact, pool_of, read_picks, tagging_of
 from shared.errors import invalid
 from shared.images.reader import ImageReader
 from shared.jobs import Jobs, Progress
@@ -77,6 +77,7 @@ class RepairServicer(rpc.RepairServiceServicer):
         record = await asyncio.to_thread(artifacts.model, dataset, str(parameters["model"]))
         tagging = await asyncio.to_thread(tagging_of, artifacts, ranking)
         await asyncio.to_thread(pool_of, artifacts, tagging, wanted.split)
+        await asyncio.to_thread(check_asked, artifacts, ranking, wanted)
         key = content_id(ranking=ranking.id, scores=record.digest, wanted=asdict(wanted), revision=REVISION)
         name = Name(dataset, "selections", key)
 
@@ -177,6 +178,7 @@ class RepairServicer(rpc.RepairServiceServicer):
         found = await asyncio.to_thread(
             data_needs, self._artifacts(), ranking, request.split or POOL, request.wanted_count
         )
+        doubtful = await asyncio.to_thread(self._artifacts().doubtful_in, ranking)
         first, end, token = page_bounds(len(found), request.page_size, request.page_token)
         response = pb.ListDataNeedsResponse(next_page_token=token)
         for need in found[first:end]:
@@ -188,6 +190,7 @@ class RepairServicer(rpc.RepairServiceServicer):
                 missing_count=need.missing_count,
                 description=need.description,
                 prompt=need.prompt,
+                doubtful=[attribute for attribute, _ in need.tags if attribute in doubtful],
             )
         return response
 

@@ -15,26 +15,22 @@ from shared.rpc import context, tls
 UNARY_S = 60.0
 STREAM_S = 24 * 3600.0
 
-_SERVICE_CONFIG = json.dumps(
-    {
-        "loadBalancingConfig": [{"round_robin": {}}],
-        "methodConfig": [
-            {
-                "name": [{}],
-                "retryPolicy": {
-                    "maxAttempts": 5,
-                    "initialBackoff": "0.1s",
-                    "maxBackoff": "2s",
-                    "backoffMultiplier": 2,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
-                },
-            }
-        ],
-    }
-)
+_BALANCING: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
+_RETRIES = {
+    "methodConfig": [
+        {
+            "name": [{}],
+            "retryPolicy": {
+                "maxAttempts": 5,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
 OPTIONS: list[tuple[str, Any]] = [
-    ("grpc.service_config", _SERVICE_CONFIG),
-    ("grpc.enable_retries", 1),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     # A service that comes back under another address is found within seconds, not after gRPC's half minute.
@@ -72,16 +68,19 @@ class _UnaryStream(grpc.aio.UnaryStreamClientInterceptor):
         return await continuation(_details(client_call_details, STREAM_S), request)
 
 
-def connect(target: str, settings: ServiceSettings | None = None) -> grpc.aio.Channel:
+def connect(target: str, settings: ServiceSettings | None = None, *, retries: bool = True) -> grpc.aio.Channel:
     """A channel to `target` (host:port or dns:///name:port) on behalf of the caller of the moment.
 
+    A call that finds nobody there (UNAVAILABLE) is made up to five times, within 2 s or so, unless `retries` is off.
     With TLS where `settings` name a CA, and with the certificate that they name, if any, shown to the server.
     InvalidInput for a file that cannot be used.
     """
     interceptors: list[Any] = [_UnaryUnary(), _UnaryStream()]
+    config = json.dumps(_BALANCING | _RETRIES if retries else _BALANCING)
+    options = [("grpc.service_config", config), *OPTIONS]
     if settings is None or not settings.tls_ca_file:
-        return grpc.aio.insecure_channel(target, options=OPTIONS, interceptors=interceptors)
+        return grpc.aio.insecure_channel(target, options=options, interceptors=interceptors)
     return tls.RenewedChannel(
         tls.Pems(settings),
-        lambda credentials: grpc.aio.secure_channel(target, credentials, options=OPTIONS, interceptors=interceptors),
+        lambda credentials: grpc.aio.secure_channel(target, credentials, options=options, interceptors=interceptors),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from services.prediction.instruction import (
     load_questions,
 )
 from shared.errors import HiBug2Error, InvalidInput, NotFound, Precondition, Unavailable
-from shared.llm import LLM, LLMSettings, WrongAnswer
+from shared.llm import LLM, LLMSettings, WrongAnswer, retry
 from shared.prompting import prompts_root
 from shared.schema import MAIN_OBJECT, Attribute, Category, Schema, Tagger, Task
 from tests import scripted_answers
@@ -54,7 +55,14 @@ def server(running: ScriptedLLM) -> ScriptedLLM:
     return running
 
 
-async def ask(server: ScriptedLLM, task: Task = Task.CLASSIFICATION, **changed: Any) -> Instructed:
+async def ask(
+    server: ScriptedLLM,
+    task: Task = Task.CLASSIFICATION,
+    *,
+    timeout_s: float = 10,
+    max_attempts: int = 2,
+    **changed: Any,
+) -> Instructed:
     given: dict[str, Any] = {
         "questions": QUESTIONS[task],
         "schema": schema_of(task),
@@ -62,8 +70,8 @@ async def ask(server: ScriptedLLM, task: Task = Task.CLASSIFICATION, **changed: 
         "is_unseen": lambda items: True,
         "known_confusions": [("bear", "cat"), ("cat", "dog"), ("dog", "cat")],
     } | changed
-    settings = {"base_url": server.base_url, "model": MODEL, "timeout_s": 10, "max_attempts": 2}
-    async with LLM(LLMSettings.model_validate(settings)) as llm:
+    told = {"base_url": server.base_url, "model": MODEL, "timeout_s": timeout_s, "max_attempts": max_attempts}
+    async with LLM(LLMSettings.model_validate(told)) as llm:
         return await ask_combinations(llm, **given)
 
 
@@ -234,9 +242,15 @@ async def test_a_combination_that_several_answers_name_counts_for_more(
     assert bears == [([0, 5, 7], 1.5), ([0, 3, 8], 1.0)]
 
 
-CONTENT = [Fault.EMPTY, Fault.CUT_JSON, Fault.PROSE, Fault.MISSING, Fault.RENAMED, Fault.FOREIGN_TAG, Fault.WRONG_TYPES]
+CONTENT = [
+    *(Fault.EMPTY, Fault.CUT_JSON, Fault.PROSE, Fault.MISSING, Fault.RENAMED, Fault.FOREIGN_TAG, Fault.WRONG_TYPES),
+    *(Fault.DUPLICATE, Fault.MANY_TAGS),
+]
 FINAL = [Fault.REFUSAL, Fault.TRUNCATED]
-PASSING = [Fault.RATE_LIMIT, Fault.SERVER_ERROR, Fault.GATEWAY_TIMEOUT, Fault.CUT_CONNECTION]
+PASSING = [
+    *(Fault.RATE_LIMIT, Fault.RATE_LIMIT_RETRY_AFTER, Fault.SERVER_ERROR, Fault.GATEWAY_TIMEOUT),
+    *(Fault.CUT_CONNECTION, Fault.NO_CHOICES),
+]
 
 
 @pytest.mark.parametrize("fault", [*CONTENT, *FINAL, *PASSING])
@@ -256,6 +270,32 @@ async def test_whatever_goes_wrong_once_the_predictions_are_valid_and_calls_are_
     ]
     assert found.usage.calls == len(answered)
     assert tallies[-1].done == tallies[-1].total == 3
+
+
+@pytest.mark.parametrize("fault", [Fault.HANG, Fault.DRIP])
+async def test_an_endpoint_that_does_not_answer_in_time_is_asked_again_and_then_given_up(
+    server: ScriptedLLM, fault: Fault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "_backoff", lambda _: 0.01)
+    given: dict[str, Any] = {"known_confusions": [("bear", "cat")], "max_questions": 1}
+    server.fail(fault)
+    found = await ask(server, timeout_s=1, max_attempts=6, **given)
+    is_valid(found, schema_of(), 3)
+    assert len(found) > 0
+    assert found.usage.calls < len(server.calls)
+    server.fail(*[fault] * 20)
+    with pytest.raises(Unavailable):
+        await ask(server, timeout_s=0.2, **given)
+
+
+async def test_a_cancel_is_heard_in_mid_question(server: ScriptedLLM) -> None:
+    server.fail(*[Fault.HANG] * 20)
+    asked = asyncio.create_task(ask(server))
+    await asyncio.to_thread(server.arrived.wait, 10)
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(asked, 5)
+    assert 1 <= len(server.calls) <= 3
 
 
 @pytest.mark.parametrize("fault", FINAL)

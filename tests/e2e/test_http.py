@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,7 +98,12 @@ def test_openapi_and_health(http: httpx.Client) -> None:
     paths = http.get("/openapi.json").json()["paths"]
     assert {"/v1/datasets", "/v1/runs", "/v1/runs/{run}/slices"} <= set(paths)
     assert http.get("/healthz").json()["status"] == "serving"
-    assert http.get("/docs").status_code == 200
+    for page in ("/docs", "/redoc"):
+        needed = re.findall(r'(?:src|href)="([^"]+)"', http.get(page).text)
+        assert len(needed) >= 2
+        for url in needed:  # all from here: there may be no internet
+            assert url.startswith("/")
+            assert http.get(url).status_code == 200
 
 
 def test_another_team_sees_nothing(http: httpx.Client, run: dict[str, Any]) -> None:

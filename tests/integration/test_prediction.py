@@ -18,6 +18,8 @@ from services.prediction.server import start_server
 from shared.errors import HiBug2Error, InvalidInput, NotFound, Precondition
 from shared.llm import Account, Ledger
 from shared.rpc import status
+from shared.store.artifacts import Artifacts
+from shared.store.store import Store
 from tests.scripted_llm import MODEL, Fault, ScriptedLLM
 from tests.unit.prediction.conftest import POOL_TAGGING, ranked_world
 from tests.unit.shared.world import ENUMERATION, RANKING, TAGGING
@@ -86,6 +88,17 @@ async def serving(redis_url: str, store: Path, fails: bool = True, **settings: A
         await running.stop()
 
 
+async def test_predicted_slices_tell_which_of_their_attributes_are_doubtful(redis_url, tmp_path):
+    async with serving(redis_url, tmp_path) as call:
+        name = (await call.create("tag_substitution")).name
+        assert {tuple(s.doubtful) for s in await call.listed(name)} == {()}
+        artifacts = Artifacts(Store(tmp_path.as_uri()), "default")
+        artifacts.write_quality(TAGGING, {"attributes": [{"attribute": "place", "doubt": "so so"}]})
+        slices = await call.listed(name)
+        assert any(s.doubtful for s in slices)
+        assert all(("place" in s.doubtful) == ("place" in {tag.attribute for tag in s.tags}) for s in slices)
+
+
 async def test_every_method_predicts_what_is_not_enumerated_and_is_verified(redis_url, redis, tmp_path, llm):
     async with serving(redis_url, tmp_path, llm_base_url=llm.base_url, llm_model=MODEL) as call:
         names: dict[str, str] = {}
@@ -146,6 +159,24 @@ async def test_without_error_slices_substitution_fails_and_the_prior_does_not(re
         assert job.state == types_pb2.JOB_STATE_FAILED
         assert "no error slices to vary" in job.problem.message
         assert (await call.create("prior")).state == types_pb2.JOB_STATE_SUCCEEDED
+
+
+async def test_the_setting_of_a_text_tower_is_taken_and_its_weights_tell_predictions_apart(redis_url, tmp_path):
+    weights = tmp_path / "weights.pt"
+    names = set()
+    for content in (b"", b"one", b"two"):
+        weights.write_bytes(content)
+        clip = {"clip_model": "no-such-tower", "clip_weights": str(weights)} if content else {}
+        async with serving(redis_url, tmp_path / "store", **clip) as call:
+            job = await call.create("tag_substitution")
+            names.add(job.name)
+            if clip:  # it is asked for, and the embedded encoder does not stand in
+                assert job.state == types_pb2.JOB_STATE_FAILED
+                assert "no-such-tower" in job.problem.message or "hibug2-platform[clip]" in job.problem.message
+    assert len(names) == 3
+    async with serving(redis_url, tmp_path / "store", **clip | {"clip_weights": "gone/weights.pt"}) as call:
+        with pytest.raises(Precondition, match=r"gone/weights.pt.*cannot be read"):
+            await call.create("tag_substitution")
 
 
 async def test_an_answer_of_no_use_fails_the_job_and_tells_its_cost(redis_url, tmp_path, llm):

@@ -10,6 +10,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+import hibug2
+from hibug2 import Client
 from hibug2.v1 import repair_pb2 as pb
 from hibug2.v1 import repair_pb2_grpc as rpc
 from services.gateway.proxy import add_proxy
@@ -87,7 +89,7 @@ async def two():
 
         service = await start(settings(reflection=True), add)
         exits.push_async_callback(service.stop)
-        channel = await exits.enter_async_context(connect(service.address))
+        channel = await exits.enter_async_context(connect(service.address, retries=False))  # as the gateway's
         gateway = await start(settings(), lambda server: [add_proxy(server, SERVICE, channel)])
         exits.push_async_callback(gateway.stop)
         token = context.team.set("default"), context.request_id.set("")
@@ -296,6 +298,14 @@ async def test_reflection_is_there_only_when_it_is_switched_on(two):
     assert SERVICE.full_name in await listed(two.service.address)
     failure = await refused(listed(two.gateway.address))
     assert failure.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_one_layer_tries_again_while_a_service_is_in_trouble(two):
+    """The caller: a gateway that did so as well would make 25 calls of five."""
+    two.servicer.get = raising(errors.Unavailable("in trouble"))
+    with Client(two.gateway.address) as client, pytest.raises(hibug2.HiBug2Error, match="in trouble"):
+        await asyncio.to_thread(client._call, client._repair.GetSelection, pb.GetSelectionRequest())
+    assert two.servicer.calls == 5
 
 
 async def test_calls_are_counted_by_method_and_code(two):

@@ -15,8 +15,9 @@ from hibug2.v1 import tagging_pb2 as pb
 from hibug2.v1 import types_pb2
 from services.tagging import course, worker
 from shared.errors import NotFound
-from shared.names import parse
+from shared.names import Name, parse
 from shared.schema import Attribute, Category, Measure, Schema, Tagger, Task
+from shared.store.artifacts import Manifest, Provenance
 from tests import scripted_llm
 from tests.integration.fleet import Fleet, last
 from tests.scripted_llm import MODEL, ScriptedLLM
@@ -126,6 +127,13 @@ async def test_a_check_asks_again_and_tells_what_to_doubt(fleet, llm):
     assert not told["light"].HasField("retagged")
     doubtful = fleet.artifacts.doubtful_attributes(parse(tagging.name, "taggings", "name"))
     assert doubtful == {"mood", "pose"}
+    # A tagging by the same schema that nobody has checked yet goes by that check, as after images were mended.
+    name = Name("pets", "taggings", "later")
+    fleet.artifacts.complete(name, Manifest(Provenance({}, {"schema": SCHEMA.schema_id}), {}))
+    assert fleet.artifacts.doubtful_attributes(name) == {"mood", "pose"}
+    fleet.artifacts.complete(name, Manifest(Provenance({}, {"schema": "another"}), {}))
+    assert fleet.artifacts.doubtful_attributes(name) == frozenset()
+    fleet.store.delete(fleet.artifacts.path(name, "manifest.json"))
 
     again = await stub.CreateTagCheck(pb.CreateTagCheckRequest(parent="datasets/pets", sample_count=SAMPLE, seed=3))
     assert again.job.reused

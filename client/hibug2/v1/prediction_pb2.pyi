@@ -288,6 +288,7 @@ class PredictedSlice(_message.Message):
     KNOWN_COUNT_FIELD_NUMBER: _builtins.int
     TARGET_FIELD_NUMBER: _builtins.int
     EXPECTED_MEAN_FIELD_NUMBER: _builtins.int
+    DOUBTFUL_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     score: _builtins.float
     """Larger is more likely to be bad; comparable within one prediction only."""
@@ -312,6 +313,10 @@ class PredictedSlice(_message.Message):
     def replaced(self) -> _types_pb2.AttributeTag:
         """The pair of the best origin that was replaced."""
 
+    @_builtins.property
+    def doubtful(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in Slice."""
+
     def __init__(
         self,
         *,
@@ -325,10 +330,11 @@ class PredictedSlice(_message.Message):
         known_count: _builtins.int | None = ...,
         target: _builtins.str = ...,
         expected_mean: _builtins.float | None = ...,
+        doubtful: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_mean", b"_expected_mean", "_known_count", b"_known_count", "_replaced", b"_replaced", "expected_mean", b"expected_mean", "known_count", b"known_count", "replaced", b"replaced"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_mean", b"_expected_mean", "_known_count", b"_known_count", "_replaced", b"_replaced", "expected_mean", b"expected_mean", "known_count", b"known_count", "method", b"method", "origin_ranks", b"origin_ranks", "rank", b"rank", "replaced", b"replaced", "score", b"score", "similarity", b"similarity", "tags", b"tags", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_mean", b"_expected_mean", "_known_count", b"_known_count", "_replaced", b"_replaced", "doubtful", b"doubtful", "expected_mean", b"expected_mean", "known_count", b"known_count", "method", b"method", "origin_ranks", b"origin_ranks", "rank", b"rank", "replaced", b"replaced", "score", b"score", "similarity", b"similarity", "tags", b"tags", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_mean: _TypeAlias = _typing.Literal["expected_mean"]  # noqa: Y015
     _WhichOneofArgType__expected_mean: _TypeAlias = _typing.Literal["_expected_mean", b"_expected_mean"]  # noqa: Y015

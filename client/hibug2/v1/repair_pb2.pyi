@@ -48,7 +48,7 @@ class _SelectionMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Selec
     SELECTION_METHOD_ENTROPY: _SelectionMethod.ValueType  # 9
     """Largest entropy of the probabilities first."""
     SELECTION_METHOD_K_CENTER: _SelectionMethod.ValueType  # 10
-    """Farthest first from the validation instances and from what is picked (greedy core-set)."""
+    """Farthest first from what the model was trained on, else from the ranked instances, and from what is picked (greedy core-set)."""
 
 class SelectionMethod(_SelectionMethod, metaclass=_SelectionMethodEnumTypeWrapper): ...
 
@@ -74,7 +74,7 @@ SELECTION_METHOD_MARGIN: SelectionMethod.ValueType  # 8
 SELECTION_METHOD_ENTROPY: SelectionMethod.ValueType  # 9
 """Largest entropy of the probabilities first."""
 SELECTION_METHOD_K_CENTER: SelectionMethod.ValueType  # 10
-"""Farthest first from the validation instances and from what is picked (greedy core-set)."""
+"""Farthest first from what the model was trained on, else from the ranked instances, and from what is picked (greedy core-set)."""
 Global___SelectionMethod: _TypeAlias = SelectionMethod  # noqa: Y015
 
 class _RepairGroup:
@@ -566,6 +566,7 @@ class DataNeed(_message.Message):
     MISSING_COUNT_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     PROMPT_FIELD_NUMBER: _builtins.int
+    DOUBTFUL_FIELD_NUMBER: _builtins.int
     slice_rank: _builtins.int
     slice_mean: _builtins.float
     pool_count: _builtins.int
@@ -576,6 +577,10 @@ class DataNeed(_message.Message):
     """For an image generator."""
     @_builtins.property
     def tags(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.AttributeTag]: ...
+    @_builtins.property
+    def doubtful(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in Slice."""
+
     def __init__(
         self,
         *,
@@ -586,10 +591,11 @@ class DataNeed(_message.Message):
         missing_count: _builtins.int = ...,
         description: _builtins.str = ...,
         prompt: _builtins.str = ...,
+        doubtful: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "missing_count", b"missing_count", "pool_count", b"pool_count", "prompt", b"prompt", "slice_mean", b"slice_mean", "slice_rank", b"slice_rank", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "doubtful", b"doubtful", "missing_count", b"missing_count", "pool_count", b"pool_count", "prompt", b"prompt", "slice_mean", b"slice_mean", "slice_rank", b"slice_rank", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

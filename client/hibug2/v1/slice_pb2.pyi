@@ -232,12 +232,14 @@ class ListSlicesRequest(_message.Message):
     """At most 1000; 50 when 0."""
     page_token: _builtins.str
     filter: _builtins.str
-    """Terms joined by AND over depth, count, mean, drop, parent_drop, error_share, p_value, q_value, family (with
-    < <= > >= =), attribute, tag and class (with =): count >= 20 AND q_value <= 0.05 AND tag = "dark". `doubtful`
-    counts the doubtful attributes of a slice.
+    """Terms joined by AND over depth and count and, of a ranking, rank, scored_count, mean, drop, parent_drop, error_share,
+    interval_low, interval_high, p_value, q_value and family (with < <= > >= =), and over attribute, tag and class (with
+    =): count >= 20 AND q_value <= 0.05 AND tag = "dark". `doubtful` counts the doubtful attributes of a slice.
     """
     order_by: _builtins.str
-    """A field, then "desc" when the largest comes first: "error_share desc". Rank when empty."""
+    """A field, then "desc" when the largest comes first: "error_share desc". Rank, the lowest mean first, when empty; among
+    the very lowest means many are luck, and "p_value" brings the slices first that are surest to be bad.
+    """
     def __init__(
         self,
         *,
@@ -580,6 +582,7 @@ class SliceDifference(_message.Message):
     P_VALUE_FIELD_NUMBER: _builtins.int
     Q_VALUE_FIELD_NUMBER: _builtins.int
     CHANGE_FIELD_NUMBER: _builtins.int
+    DOUBTFUL_FIELD_NUMBER: _builtins.int
     instance_count: _builtins.int
     paired_count: _builtins.int
     """Instances that both models scored."""
@@ -591,6 +594,10 @@ class SliceDifference(_message.Message):
     change: Global___VersionChange.ValueType
     @_builtins.property
     def tags(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.AttributeTag]: ...
+    @_builtins.property
+    def doubtful(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in Slice."""
+
     def __init__(
         self,
         *,
@@ -603,10 +610,11 @@ class SliceDifference(_message.Message):
         p_value: _builtins.float | None = ...,
         q_value: _builtins.float | None = ...,
         change: Global___VersionChange.ValueType = ...,
+        doubtful: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_p_value", b"_p_value", "_q_value", b"_q_value", "p_value", b"p_value", "q_value", b"q_value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_p_value", b"_p_value", "_q_value", b"_q_value", "change", b"change", "difference", b"difference", "first_mean", b"first_mean", "instance_count", b"instance_count", "p_value", b"p_value", "paired_count", b"paired_count", "q_value", b"q_value", "second_mean", b"second_mean", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_p_value", b"_p_value", "_q_value", b"_q_value", "change", b"change", "difference", b"difference", "doubtful", b"doubtful", "first_mean", b"first_mean", "instance_count", b"instance_count", "p_value", b"p_value", "paired_count", b"paired_count", "q_value", b"q_value", "second_mean", b"second_mean", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__p_value: _TypeAlias = _typing.Literal["p_value"]  # noqa: Y015
     _WhichOneofArgType__p_value: _TypeAlias = _typing.Literal["_p_value", b"_p_value"]  # noqa: Y015
@@ -802,6 +810,7 @@ class GateViolation(_message.Message):
     PAIRED_COUNT_FIELD_NUMBER: _builtins.int
     Q_VALUE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    DOUBTFUL_FIELD_NUMBER: _builtins.int
     baseline_mean: _builtins.float
     candidate_mean: _builtins.float
     max_drop: _builtins.float
@@ -813,6 +822,10 @@ class GateViolation(_message.Message):
     def tags(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.AttributeTag]:
         """Empty for the overall mean."""
 
+    @_builtins.property
+    def doubtful(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in Slice."""
+
     def __init__(
         self,
         *,
@@ -823,10 +836,11 @@ class GateViolation(_message.Message):
         paired_count: _builtins.int = ...,
         q_value: _builtins.float | None = ...,
         reason: _builtins.str = ...,
+        doubtful: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_q_value", b"_q_value", "q_value", b"q_value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_q_value", b"_q_value", "baseline_mean", b"baseline_mean", "candidate_mean", b"candidate_mean", "max_drop", b"max_drop", "paired_count", b"paired_count", "q_value", b"q_value", "reason", b"reason", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_q_value", b"_q_value", "baseline_mean", b"baseline_mean", "candidate_mean", b"candidate_mean", "doubtful", b"doubtful", "max_drop", b"max_drop", "paired_count", b"paired_count", "q_value", b"q_value", "reason", b"reason", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__q_value: _TypeAlias = _typing.Literal["q_value"]  # noqa: Y015
     _WhichOneofArgType__q_value: _TypeAlias = _typing.Literal["_q_value", b"_q_value"]  # noqa: Y015
@@ -913,6 +927,7 @@ class ConfirmedSlice(_message.Message):
     HELD_MEAN_FIELD_NUMBER: _builtins.int
     P_VALUE_FIELD_NUMBER: _builtins.int
     Q_VALUE_FIELD_NUMBER: _builtins.int
+    DOUBTFUL_FIELD_NUMBER: _builtins.int
     found_count: _builtins.int
     found_mean: _builtins.float
     held_count: _builtins.int
@@ -923,6 +938,10 @@ class ConfirmedSlice(_message.Message):
     """Corrected for the slices that were found."""
     @_builtins.property
     def tags(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.AttributeTag]: ...
+    @_builtins.property
+    def doubtful(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in Slice."""
+
     def __init__(
         self,
         *,
@@ -933,10 +952,11 @@ class ConfirmedSlice(_message.Message):
         held_mean: _builtins.float | None = ...,
         p_value: _builtins.float | None = ...,
         q_value: _builtins.float | None = ...,
+        doubtful: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_held_mean", b"_held_mean", "_p_value", b"_p_value", "_q_value", b"_q_value", "held_mean", b"held_mean", "p_value", b"p_value", "q_value", b"q_value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_held_mean", b"_held_mean", "_p_value", b"_p_value", "_q_value", b"_q_value", "found_count", b"found_count", "found_mean", b"found_mean", "held_count", b"held_count", "held_mean", b"held_mean", "p_value", b"p_value", "q_value", b"q_value", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_held_mean", b"_held_mean", "_p_value", b"_p_value", "_q_value", b"_q_value", "doubtful", b"doubtful", "found_count", b"found_count", "found_mean", b"found_mean", "held_count", b"held_count", "held_mean", b"held_mean", "p_value", b"p_value", "q_value", b"q_value", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__held_mean: _TypeAlias = _typing.Literal["held_mean"]  # noqa: Y015
     _WhichOneofArgType__held_mean: _TypeAlias = _typing.Literal["_held_mean", b"_held_mean"]  # noqa: Y015

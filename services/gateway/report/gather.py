@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -86,6 +87,9 @@ class _Facts:
 
     def words(self, items: npt.NDArray[np.int32]) -> tuple[page.Pair, ...]:
         return tuple(self.pairs[i] for i in items if i >= 0)
+
+    def doubtful_of(self, pairs: Sequence[page.Pair]) -> tuple[str, ...]:
+        return tuple(attribute for attribute, _ in pairs if attribute in self.doubtful)
 
 
 def gather(artifacts: Artifacts, reader: ImageReader, refs: RunRefs, outcomes: Outcomes) -> page.ReportData:
@@ -189,15 +193,17 @@ def _error_slice(facts: _Facts, row: dict[str, Any], rank: int, items: npt.NDArr
         q=None if q is None or math.isnan(q) else q,
         blame=tuple(row[f"blame_{i}"] for i in range(len(pairs))),
         told_by=row["family"],
-        doubtful=tuple(attribute for attribute, _ in pairs if attribute in facts.doubtful),
+        doubtful=facts.doubtful_of(pairs),
     )
 
 
 def _error_slices(facts: _Facts, reader: ImageReader) -> tuple[page.ErrorSlice, ...]:
-    shown = facts.errors.slice(0, MAX_SLICES)
+    # The surest first: among the lowest means, which ranks go by, many are luck. Untested ones (NaN) are last.
+    surest = np.argsort(facts.errors.column("p_value").to_numpy(), kind="stable")[:MAX_SLICES]
+    shown = facts.errors.take(surest)
     out = []
-    for i, (row, items) in enumerate(zip(shown.to_pylist(), items_of(shown), strict=True)):
-        found = _error_slice(facts, row, i + 1, items)
+    for i, (row, items, at) in enumerate(zip(shown.to_pylist(), items_of(shown), surest.tolist(), strict=True)):
+        found = _error_slice(facts, row, at + 1, items)
         if i < PICTURED_SLICES:
             found = replace(found, pictures=_pictures(facts, reader, _members(facts.table, facts.offsets, items)))
         out.append(found)
@@ -315,6 +321,7 @@ def _predicted(facts: _Facts) -> tuple[tuple[page.PredictedSlice, ...], int]:
                 score=row["score"],
                 origin=origin + (f" (and from {more} more)" if more else ""),
                 replaced=replaced,
+                doubtful=facts.doubtful_of(facts.words(items)),
             )
         )
     return tuple(out), table.num_rows

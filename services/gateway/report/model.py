@@ -110,13 +110,17 @@ class Heatmap:
 
 @dataclass(frozen=True)
 class PredictedSlice:
-    """A slice the data does not show; `origin` is its reason in words, `replaced` the pair it replaced."""
+    """A slice the data does not show; `origin` is its reason in words, `replaced` the pair it replaced.
+
+    `doubtful` as in ErrorSlice.
+    """
 
     rank: int
     pairs: tuple[Pair, ...]
     score: float
     origin: str
     replaced: Pair | None = None
+    doubtful: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -166,6 +170,8 @@ class Parameters:
 
 @dataclass(frozen=True)
 class ReportData:
+    """All that a page shows; `error_slices` with the surest to be bad first."""
+
     title: str
     dataset: str
     model: str

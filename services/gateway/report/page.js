@@ -1,5 +1,5 @@
 "use strict";
-// Sorting, filtering and a short first look of the slice table; without it the table stands in rank order, whole.
+// Sorting, filtering and a short first look of the slice table; without it the table stands whole, the surest slices first.
 (() => {
   const table = document.getElementById("slice-table");
   if (!table) return;
@@ -22,7 +22,7 @@
     const sign = now === "ascending" ? 1 : -1;
     rows.sort((a, b) => {
       const [x, y] = [value(a, key), value(b, key)];
-      return sign * (x < y ? -1 : x > y ? 1 : 0) || a.dataset.rank - b.dataset.rank;
+      return sign * (x < y ? -1 : x > y ? 1 : 0) || a.dataset.place - b.dataset.place;
     });
     body.append(...rows);
     show();

@@ -48,11 +48,11 @@ class _TagGroup:
 def render(data: ReportData) -> str:
     """The page. Raises InvalidInput when a picture is no PNG, JPEG or WebP file."""
     percent = data.task is Task.CLASSIFICATION
-    slices = sorted(data.error_slices, key=lambda s: s.rank)[:MAX_SLICES]
+    slices = data.error_slices[:MAX_SLICES]
     predicted = sorted(data.predicted_slices, key=lambda s: s.rank)[:MAX_PREDICTED]
     picks = data.repair.by_slice[:MAX_PICK_ROWS] if data.repair else ()
     families = data.cover.families[:MAX_FAMILIES]
-    pictures = _pictures([f.told_by for f in families] + slices)
+    pictures = _pictures([*(f.told_by for f in families), *slices])
     family_pictures, slice_pictures = pictures[: len(families)], pictures[len(families) :]
     groups = _tag_groups(data.tag_scores)
     script = (_HERE / "page.js").read_text("utf-8")

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from hibug2 import embedded, messages, progress, show
 from hibug2.command import app
-from hibug2.v1 import run_pb2, types_pb2
+from hibug2.v1 import prediction_pb2, repair_pb2, run_pb2, slice_pb2, types_pb2
 
 RUNNING, SUCCEEDED, FAILED = (
     types_pb2.JOB_STATE_RUNNING,
@@ -236,6 +236,8 @@ def test_slices_for_people_and_for_programs(hibug2, gateway):
     gateway.add_run()
     gateway.slice_count = 25
     people = hibug2("slices", "runs/abc").stdout
+    assert gateway.requests[-1].order_by == "p_value"
+    assert people.splitlines()[0] == "runs/abc: overall mean 0.750; the surest to be bad first"
     assert people.splitlines()[2].split() == [
         *("1", "[bold]brightness:", "dark1", "11", "0.250", "█" * 10, "0.500", "12.5%", "0.010", "1"),
     ]
@@ -249,8 +251,12 @@ def test_slices_for_people_and_for_programs(hibug2, gateway):
     assert (first["rank"], first["count"], first["error_share"], first["q_value"]) == (1, 11, 0.125, 0.01)
     assert first["blame"] == [{"attribute": "[bold]brightness", "tag": "dark1", "drop": 0.5}]
     assert len(json.loads(hibug2("slices", "abc", "--json", "--limit", 2).stdout)["slices"]) == 2
-    hibug2("slices", "abc", "--filter", "count > 5", "--order-by", "error_share desc")
+    ordered = hibug2("slices", "abc", "--filter", "count > 5", "--order-by", "error_share desc").stdout
+    assert "; by error_share desc\n" in ordered
     assert (gateway.requests[-1].filter, gateway.requests[-1].order_by) == ("count > 5", "error_share desc")
+    gateway.slice_count = 0
+    assert "No error slices." in hibug2("slices", "abc").stdout
+    assert "No error slice passes the filter tag = Nope" in hibug2("slices", "abc", "--filter", "tag = Nope").stdout
 
 
 @pytest.mark.parametrize(
@@ -288,6 +294,35 @@ def test_doubtful_tags_are_marked(capsys):
     family = {**row, "cover_rank": 1, "covered_share": 0.5, "member_ranks": [1], "doubtful": ["mood"]}
     show.families([family], Console(width=120))
     assert capsys.readouterr().out.count("mood: calm (doubtful) · light: dark  ") == 2
+
+
+@pytest.mark.parametrize(
+    ("message", "to_batch", "to_show"),
+    [
+        (slice_pb2.ConfirmedSlice(), messages.confirmed_batch, show.confirmed),
+        (slice_pb2.SliceDifference(change=slice_pb2.VERSION_CHANGE_NEW), messages.differences_batch, None),
+        (slice_pb2.GateViolation(reason="fell"), messages.violations_batch, None),
+        (
+            prediction_pb2.PredictedSlice(method=prediction_pb2.PREDICTION_METHOD_PRIOR),
+            messages.predicted_batch,
+            show.predicted,
+        ),
+        (repair_pb2.DataNeed(description="Collect"), messages.needs_batch, partial(show.needs, more=False)),
+    ],
+)
+def test_doubt_comes_through_with_every_kind_of_slice(message, to_batch, to_show, capsys):
+    for pair in (("mood", "calm"), ("light", "dark")):
+        message.tags.add(attribute=pair[0], tag=pair[1])
+    for doubtful in (["mood"], []):
+        message.doubtful[:] = doubtful
+        (row,) = to_batch([message]).to_pylist()
+        assert row["doubtful"] == doubtful
+        assert [tag["attribute"] for tag in row["tags"]] == ["mood", "light"]
+        if to_show is not None:
+            to_show([row], Console(width=120))
+            told = capsys.readouterr().out
+            assert ("doubtful" in told) == bool(doubtful)
+            assert ("mood" in told) or not doubtful
 
 
 def test_families_for_people_and_for_programs(hibug2, gateway):

@@ -13,7 +13,7 @@ from hibug2 import messages
 from hibug2.command import app
 from hibug2.errors import HiBug2Error, UserError
 from hibug2.repair import PickRules
-from hibug2.v1 import repair_pb2, types_pb2
+from hibug2.v1 import repair_pb2, run_pb2, types_pb2
 
 PAIR = {"attribute": "[bold]colour", "tag": "dark, red"}
 
@@ -126,6 +126,15 @@ def test_picks_are_written_as_places_in_the_pool(hibug2, gateway, tmp_path):
     out = tmp_path / "p.index.json"
     hibug2("repair", "abc", "--out", str(out))
     assert json.loads(out.read_text()) == [5, 2]
+
+
+def test_a_run_without_error_slices_says_why_there_are_no_picks(hibug2, gateway):
+    run = gateway.add_run()
+    del run.selections[:]
+    run.steps.add(kind=run_pb2.STEP_KIND_SELECTION, skipped="no error slices")
+    shown = hibug2("repair", "abc").stdout
+    assert "No picks." in shown
+    assert "left them out: no error slices" in shown
 
 
 def test_a_file_of_no_format_is_refused_before_anything_is_asked(hibug2, gateway, tmp_path):

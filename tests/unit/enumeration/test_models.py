@@ -207,6 +207,17 @@ class TestChanges:
         assert result.kept.tolist() == [4, 3]
         np.testing.assert_allclose(np.column_stack((result.baseline_mean, result.candidate_mean)), means)
 
+    def test_the_largest_change_of_the_summed_score_is_told_first(self):
+        means = np.array([[0.3, 0.9], [0.5, 0.61], [0.5, 0.9], [0.3, 0.2], [0.5, 0.1], [0.9, 0.5], [0.9, 0.2]])
+        count = np.array([10, 90, 20, 10, 10, 10, 10])
+        items = np.arange(len(means), dtype=np.int32)[:, None]
+        slices = Slices(items, count, np.column_stack((count, count)), count[:, None] * means)
+        errors = [find_error_slices(slices, k, 0.8, 1.0, margin=0.2) for k in (0, 1)]
+        result = changes(slices, *errors, (0.8, 0.8), margin=0.2)
+        assert result.fixed.tolist() == [1, 2, 0]
+        assert result.regressed.tolist() == [4, 3]
+        assert result.new.tolist() == [6, 5]
+
     def test_a_slice_hidden_by_a_parent_as_bad_is_not_fixed(self):
         items = np.array([[0, -1], [0, 2]], dtype=np.int32)
         items = np.concatenate((items[:1], [[2, -1]], items[1:])).astype(np.int32)

@@ -91,6 +91,7 @@ def sample(slices: int = 60, seed: int = 3) -> ReportData:
         replace(s, rank=i, told_by=i - 1 if i % 7 == 0 else i)
         for i, s in enumerate(sorted(error_slices, key=lambda s: s.mean), 1)
     ]
+    error_slices.sort(key=lambda s: s.q)  # the surest first, as on a page
     tag_scores = [
         TagScore(name, tag, 1250 + int(rng.integers(-30, 30)), OVERALL + spread * offset)
         for name in MEASURED

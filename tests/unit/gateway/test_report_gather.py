@@ -25,6 +25,7 @@ from shared.store.artifacts import (
     ModelRecord,
     Provenance,
     TagTable,
+    item_columns,
     tags_to_arrow,
 )
 from shared.store.store import Store
@@ -88,10 +89,10 @@ def store_artifacts(artifacts: Artifacts, images: Path, permutations: int) -> No
     rank_artifact(artifacts, RANKING, enumeration, model, margin=0.2, permutations=permutations, seed=0, **quiet)
 
 
-def report(folder: Path, permutations: int = 6) -> page.ReportData:
+def report(folder: Path, permutations: int = 6, prediction: Name | None = None) -> page.ReportData:
     artifacts = Artifacts(Store((folder / "store").as_uri()), "default")
     store_artifacts(artifacts, folder, permutations)
-    refs = RunRefs("runs/r", DATASET, "m", RANKING, None, None)
+    refs = RunRefs("runs/r", DATASET, "m", RANKING, prediction, None)
     return gather(artifacts, ImageReader((folder.as_uri(),)), refs, Outcomes())
 
 
@@ -118,9 +119,13 @@ def test_each_slice_tells_what_its_rows_say(data: page.ReportData) -> None:
     scored = ~np.isnan(scores)
     assert data.error_slices
     assert data.error_slice_total == len(data.error_slices)
-    for rank, found in enumerate(data.error_slices, 1):
+    q = [found.q for found in data.error_slices]
+    assert q == sorted(q)
+    by_rank = sorted(data.error_slices, key=lambda found: found.rank)
+    assert [found.rank for found in by_rank] == list(range(1, len(by_rank) + 1))
+    assert [found.mean for found in by_rank] == sorted(found.mean for found in by_rank)
+    for found in data.error_slices:
         inside = members(found.pairs)
-        assert found.rank == rank
         assert found.count == inside.sum()
         assert found.mean == pytest.approx(scores[inside & scored].mean())
         assert len(found.blame) == len(found.pairs)
@@ -140,7 +145,7 @@ def test_families_hold_the_errors_that_they_say(data: page.ReportData) -> None:
     gains = []
     for family in data.cover.families:
         found = family.told_by
-        assert data.error_slices[found.rank - 1].pairs == found.pairs
+        assert [other.pairs for other in data.error_slices if other.rank == found.rank] == [found.pairs]
         assert family.member_count == sum(other.told_by == found.rank for other in data.error_slices)
         inside = members(found.pairs)
         new = inside & ~held & (lost > 0)
@@ -169,8 +174,19 @@ def test_doubtful_attributes_are_told_with_each_slice_that_has_them(tmp_path: Pa
     artifacts = Artifacts(Store((tmp_path / "store").as_uri()), "default")
     doubts = [{"attribute": f"a{i}", "doubt": "so so" if i == 1 else ""} for i in range(len(TAGS))]
     artifacts.write_quality(Name(DATASET, "taggings", "t1"), {"attributes": doubts})
-    found = report(tmp_path)
-    slices = [*found.error_slices, *(family.told_by for family in found.cover.families)]
+    prediction = Name(DATASET, "predictions", "p1")
+    predicted = {
+        **item_columns(np.array([[0, 3], [0, 5]], np.int32)),
+        "score": [0.9, 0.8],
+        "origin_ranks": [[1], [1]],
+        "from_item": [4, 6],
+        "to_item": [3, 5],
+    }
+    artifacts.write_part(prediction, "predicted", pa.table(predicted))
+    artifacts.complete(prediction, Manifest(Provenance({}, {"ranking": str(RANKING)}), {}))
+    found = report(tmp_path, prediction=prediction)
+    slices = [*found.error_slices, *(family.told_by for family in found.cover.families), *found.predicted_slices]
+    assert [s.doubtful for s in found.predicted_slices] == [("a1",), ()]
     assert {s.doubtful for s in slices} == {(), ("a1",)}
     assert all(("a1" in s.doubtful) == ("a1" in dict(s.pairs)) for s in slices)
     assert render(found).count("doubtful tags: a1") == sum(bool(s.doubtful) for s in slices)

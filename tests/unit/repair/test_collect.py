@@ -7,13 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
+from redis.asyncio import Redis
 
+from hibug2.v1 import repair_pb2 as pb
 from services.repair.collect import data_needs, describe, needs, prompt
+from services.repair.config import Settings
 from services.repair.methods import ErrorSlices
+from services.repair.server import RepairServicer
 from shared.errors import InvalidInput
 from shared.schema import MAIN_OBJECT, Attribute, Category, Schema, Tagger, Task
 from shared.store.artifacts import SCORES, items_of
-from tests.unit.shared.world import OFFSETS, RANKING, N, World
+from tests.unit.shared.world import OFFSETS, RANKING, TAGGING, N, World
 
 SCHEMA = Schema(
     Task.CLASSIFICATION,
@@ -65,12 +69,29 @@ def test_fewer_than_one_is_no_wish():
         needs(SCHEMA, errors([[0, -1]], [0]), np.array([0]), -1)
 
 
-def test_the_pool_is_counted_by_the_class_that_the_model_predicts(tmp_path):
+@pytest.fixture
+def world(tmp_path):
     world = World(tmp_path)
     scores = world.artifacts.scores(world.model)
     for name in ("confidence", "probabilities"):
         scores = scores.append_column(name, pa.nulls(scores.num_rows))
     world.artifacts.write_scores(world.model, scores.cast(SCORES))
+    return world
+
+
+async def test_what_is_wanted_of_doubtful_tags_says_so(world):
+    servicer = RepairServicer(Settings(), Redis(), world.artifacts.store)
+    for doubtful in ("", "so so"):
+        world.artifacts.write_quality(TAGGING, {"attributes": [{"attribute": "place", "doubt": doubtful}]})
+        request = pb.ListDataNeedsRequest(parent=str(RANKING), wanted_count=1000)
+        needed = (await servicer.ListDataNeeds(request, None)).needs
+        assert any("place" in need.doubtful for need in needed) == bool(doubtful)
+        for need in needed:
+            names = [tag.attribute for tag in need.tags]
+            assert list(need.doubtful) == ["place"] * (doubtful != "" and "place" in names)
+
+
+def test_the_pool_is_counted_by_the_class_that_the_model_predicts(world):
     found = data_needs(world.artifacts, RANKING, "pool", 1000)
     items = items_of(world.artifacts.read_part(RANKING, "error_slices"))
     assert [n.slice for n in found] == list(range(len(items)))

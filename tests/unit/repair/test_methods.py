@@ -87,6 +87,31 @@ def test_every_method_keeps_to_budget_and_exclusions_and_repeats_none(question, 
     assert found.unit.tolist() == whole.unit.tolist()[:budget]
 
 
+@given(st.data(), st.sampled_from(sorted(Method)), st.integers(1, 30), st.booleans(), st.randoms(use_true_random=False))
+@settings(max_examples=150, deadline=None)
+def test_the_order_of_the_pool_does_not_matter_to_any_method(data, method, budget, turns, random):
+    single = turns or method is Method.SLICES_AND_MARGIN
+    question = data.draw(questions(images=not single))
+    rules = Rules(spread=turns and method in BY_SLICES and method is not Method.SLICES_AND_MARGIN)
+    new = list(range(len(question.pool.ids)))
+    random.shuffle(new)
+    names = [question.units.ids[question.units.of[row]] for row in new]
+    units = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    vectors, known = question.vectors()
+    shuffled = replace(
+        question,
+        pool=Pool([question.pool.ids[row] for row in new], question.pool.codes[new], COUNTS),
+        units=Units(list(units), np.array([units[name] for name in names])),
+        probabilities=question.probabilities.take(pa.array(new)),
+        vectors=lambda: (vectors[new], known),
+    )
+    first, second = (pick(asked, method, budget, rules, seed=3) for asked in (question, shuffled))
+    ids, others = ([asked.units.ids[u] for u in found.unit] for asked, found in ((question, first), (shuffled, second)))
+    assert ids == others
+    assert len(set(ids)) == len(ids) <= budget
+    assert first.slice.tolist() == second.slice.tolist()
+
+
 @given(questions(images=False), st.integers(1, 30), st.booleans())
 @settings(max_examples=80, deadline=None)
 def test_slices_and_margin_is_the_margin_outside_the_slices_and_their_turn_inside(question, budget, some_left_out):

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from services.repair.methods import Method
-from services.repair.pick import Wanted, class_codes, pick_artifact, pool_of, read_picks
+from services.repair.methods import BY_SLICES, Method
+from services.repair.pick import Wanted, check_asked, class_codes, pick_artifact, pool_of, read_picks
 from shared.errors import InvalidInput, NotFound, Precondition
 from shared.names import Name
 from shared.schema import UNKNOWN, Task
@@ -113,6 +113,18 @@ def test_without_error_slices_nothing_is_asked_for_and_the_file_can_be_read(meth
     assert picks.num_rows == summary["pick_count"] == expected
     assert {"instance_id", "image_uri", "slice_rank", "slice_mean"} <= set(picks.column_names)
     assert summary["unmatched_slice_count"] == 0
+
+
+@pytest.mark.parametrize("method", list(Method))
+def test_who_asks_for_error_slices_is_told_that_there_are_none(world, method, tmp_path):
+    wanted = replace(WANTED, method=method)
+    check_asked(world.artifacts, RANKING, wanted)
+    good = World(tmp_path, fails=False)
+    if method in BY_SLICES:
+        with pytest.raises(Precondition, match="no error slices to pick for; rank with a lower margin"):
+            check_asked(good.artifacts, RANKING, wanted)
+    else:
+        check_asked(good.artifacts, RANKING, wanted)
 
 
 def test_rivals_pick_as_many_beside(probable):

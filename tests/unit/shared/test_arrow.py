@@ -52,6 +52,7 @@ def test_any_table_arrives_as_it_was_sent_in_messages_of_at_most_1_mib(table, ch
     assert max(map(len, messages)) <= MAX_MESSAGE
     assert received(messages).equals(table)
     whole = b"".join(messages)
+    chunk = max(chunk, len(whole) // 1000)
     assert received(whole[i : i + chunk] for i in range(0, len(whole), chunk)).equals(table)
 
 
@@ -85,6 +86,66 @@ def test_a_table_over_the_limit_is_refused_with_the_limit():
     with pytest.raises(TooLarge, match="table") as refused:
         received(messages, size - 1)
     assert refused.value.metadata == {"limit_bytes": str(size - 1)}
+
+
+def stream_of(table: pa.Table, compression: str | None = None) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+@settings(max_examples=30, deadline=None)
+@given(tables(), st.sampled_from([None, "lz4", "zstd"]), st.booleans())
+def test_a_packed_table_arrives_where_it_fits_once_unpacked(table, compression, coded):
+    if coded:
+        texts = {"id": table["id"].dictionary_encode(), "view": table["id"].cast(pa.string_view())}
+        table = pa.table({**dict(zip(table.column_names, table.columns, strict=True)), **texts})
+    data = stream_of(table, compression)
+    assert received([data]).equals(table)
+    if compression and table.nbytes > 2 * len(data):
+        with pytest.raises(InvalidInput, match="unpacked"):
+            received([data], len(data))
+
+
+def packed(name: str) -> bytes:
+    """A stream of few bytes that stands for a table of very many."""
+    rows = 1 << 20
+    long = "x" * rows
+    if name in ("lz4", "zstd"):
+        return stream_of(pa.table({"color": pa.array([long] * 64)}), name)
+    if name == "compressed dictionary":
+        values = pa.array([long * 32])
+        return stream_of(pa.table({"color": pa.DictionaryArray.from_arrays(pa.array([0], pa.int8()), values)}), "zstd")
+    if name == "nulls":
+        return stream_of(pa.table({"color": pa.nulls(1 << 26)}))
+    if name == "truth values":
+        return stream_of(pa.table({"color": pa.array(np.zeros(16 * rows, dtype=bool))}))
+    values, indices = pa.array([long[: rows // 8]]), pa.array(np.zeros(rows, dtype=np.int8))
+    if name == "dictionary":
+        return stream_of(pa.table({"color": pa.DictionaryArray.from_arrays(indices, values)}))
+    if name == "dictionary of views":
+        views = values.cast(pa.string_view())
+        return stream_of(pa.table({"color": pa.DictionaryArray.from_arrays(indices, views)}))
+    _, views, text = values.cast(pa.string_view()).buffers()
+    many = np.tile(np.frombuffer(views, dtype=np.int32), rows // 8)
+    return stream_of(
+        pa.table({"color": pa.Array.from_buffers(pa.string_view(), rows // 8, [None, pa.py_buffer(many), text])})
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["lz4", "zstd", "compressed dictionary", "nulls", "truth values", "dictionary", "dictionary of views", "views"],
+)
+def test_few_bytes_that_stand_for_very_many_are_refused_and_not_unpacked(name):
+    data = packed(name)
+    limit = 4 << 20
+    assert len(data) < limit
+    before = pa.default_memory_pool().max_memory()
+    with pytest.raises(InvalidInput, match=r"table: takes [\d,]+ bytes once it is unpacked"):
+        received([data], limit)
+    assert pa.default_memory_pool().max_memory() - before < 8 * limit
 
 
 @pytest.mark.parametrize("data", [b"", b"x", b"\0" * 100, b"ARROW1\0\0" + b"\xff" * 200, b"\xff\xff\xff\xff\x10\0\0\0"])
