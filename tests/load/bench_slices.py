@@ -201,6 +201,7 @@ def _methods(planted: Planted, tag_counts: NDArray[np.int64], seed: int) -> Iter
 
     rule = find_error_slices(slices, 0, overall, loss, margin=MARGIN).index
     yield f"the paper's rule, C = {MARGIN}", listed(rule)
+    yield "… by p-value, as people are shown them", listed(rule[np.argsort(p[rule], kind="stable")])
     yield f"… and q <= {LEVEL}", listed(rule[q[rule] <= LEVEL])
     everything = np.flatnonzero(q <= LEVEL)
     yield f"q <= {LEVEL}, no rule", listed(everything[np.argsort(p[everything], kind="stable")])

@@ -45,6 +45,7 @@ from shared.rpc.probe import healthy
 from shared.schema import Attribute, Category, Measure, Schema, Tagger, Task
 from shared.store.artifacts import Artifacts, Manifest, Provenance, TagTable, tags_to_arrow
 from shared.store.store import Store
+from tests.load import bench_fairness
 from tests.load.machine import peak_of, touch_memory
 from tests.load.page import made_by, seconds, table, write_section
 
@@ -367,7 +368,7 @@ def table_schema(attributes: int) -> Schema:
 
 
 def make_table(rows: int, attributes: int) -> TagTable:
-    codes = np.random.default_rng(0).integers(0, TAGS, (rows, attributes)).astype(np.uint16)
+    codes = np.random.default_rng(0).integers(0, TAGS, (rows, attributes), np.uint16)
     return TagTable(pa.array([f"image-{i:09d}" for i in range(rows)]), codes, table_schema(attributes))
 
 
@@ -430,13 +431,15 @@ def _page(plan: Plan) -> list[str]:
         address, service = exits.enter_context(stack.service(llm_base_url=stack.llm_url, llm_model="quick"))
         parts = [
             "## Tagging",
-            made_by(COMMAND, ["grpcio", "redis", "openai", "pillow", "numpy"]),
+            made_by(COMMAND, ["grpcio", "redis", "aiohttp", "openai", "pillow", "numpy"]),
             f"Images are {SIZE_PX[0]} x {SIZE_PX[1]} JPEGs; a schema of {ATTRIBUTES} attributes with {TAGS} tags each "
             f"is asked in one call an image; the model answers {LATENCY_S * 1e3:.0f} ms after the last byte of the "
             "question, as many calls at a time as come. Service, workers, Redis and model are processes of their own, "
             f"all on the {_cores()} cores of this machine.",
         ]
         parts += _fleets(stack, address, service, uris, plan)
+        _say("a small tagging behind a large one")
+        parts += bench_fairness.section(stack, address, uris, SCHEMA)
         parts += _clients(stack, uris, plan)
         parts += _memory(stack, address, uris, plan)
         parts += _measured(stack, address, uris, plan)
@@ -484,9 +487,9 @@ def _fleets(stack: Stack, address: str, service: Process, uris: Sequence[str], p
         "what a worker held at its highest above idle. Others are programs that had nothing to do with it on the same "
         "cores: what they take, the fleet lacks.",
         table(head, rows),
-        f"From 1 to 2 workers: {gains}. What bounds: a worker is one process and so one core, however many calls it has, "
-        f"and where the cores add up to nearly {_cores()}, it is the machine. A worker's CPU opens, scales and "
-        "encodes an image, and makes a call of it; the model's share of a core says that it does not hold up anything.",
+        f"From 1 to 2 workers: {gains}. What bounds: a worker makes its calls on one core, however many it has, and "
+        f"where the cores add up to nearly {_cores()}, it is the machine. A worker's CPU opens, scales and encodes an "
+        "image, and makes a call of it; the model's share of a core says that it does not hold up anything.",
     ]
 
 
