@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -57,7 +56,7 @@ class Platform:
     """Every service and two workers as containers, with Redis, on a network of their own."""
 
     engine: Engine
-    redis: str
+    others: str  # the image that Redis is in
     images: Path  # below here images may be read; the same path inside as outside
     mark: str = field(default_factory=lambda: f"hibug2-{uuid.uuid4().hex[:6]}")
     port: int = 0
@@ -73,13 +72,12 @@ class Platform:
         return Client(self.address)
 
     def start(self) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = engines.free_port()
         self.engine("network", "create", self.mark)
         self.engine("volume", "create", f"{self.mark}-store")
         self.engine("volume", "create", f"{self.mark}-redis")
-        self._start("redis", self.redis, f"--volume={self.mark}-redis:/data")
+        kept = ("redis-server", "--appendonly", "yes", "--save", "")
+        self._start("redis", self.others, f"--volume={self.mark}-redis:/data", command=kept)
         for service in SERVICES[1:]:
             self._start(service, engines.of(service), *self._settings())
         for worker in WORKERS:
@@ -122,12 +120,8 @@ class Platform:
 def platform(
     engine: Engine, base: str, built: dict[str, build.Built], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Platform]:
-    images = tmp_path_factory.mktemp("images").resolve()
-    # pytest keeps its folders to their owner; the services are another user
-    for folder in (images, *images.parents):
-        if folder.stat().st_uid == os.getuid() and folder != Path("/"):
-            folder.chmod(folder.stat().st_mode | 0o055)
-    running = Platform(engine, engines.redis_image(engine, base), images)
+    images = engines.readable(tmp_path_factory.mktemp("images"))
+    running = Platform(engine, engines.others_image(engine, base), images)
     try:
         running.start()
         yield running

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -18,7 +19,7 @@ from shared.version import VERSION
 
 HERE = Path(__file__).parent
 OWN_BASE = "localhost/hibug2-base:bookworm"
-REDIS = "localhost/hibug2-test-redis:1"
+OTHERS = "localhost/hibug2-test-others:1"
 # How the chart runs every container.
 HARDENED = ("--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--security-opt=no-new-privileges")
 
@@ -106,16 +107,32 @@ def base_image(engine: Engine) -> str | None:
     return OWN_BASE
 
 
-def redis_image(engine: Engine, base: str) -> str:
-    """A Redis-compatible server in an image, made of the wheel that the embedded stack uses."""
-    if not engine.has(REDIS):
+def others_image(engine: Engine, base: str) -> str:
+    """An image with Redis and Prometheus, of Debian's packages."""
+    if not engine.has(OTHERS):
         with build.own_authority() as authority:
             engine(
-                *("build", "--quiet", "--file", str(HERE / "redis.Dockerfile"), "--build-arg", f"BASE={base}"),
+                *("build", "--quiet", "--file", str(HERE / "others.Dockerfile"), "--build-arg", f"BASE={base}"),
                 *(authority if engine.name == "podman" else ()),
-                *("--tag", REDIS, str(HERE)),
+                *("--tag", OTHERS, str(HERE)),
             )
-    return REDIS
+    return OTHERS
+
+
+def readable(folder: Path) -> Path:
+    """The folder, resolved, and open to the services' user: pytest keeps its folders to their owner."""
+    folder = folder.resolve()
+    for parent in (folder, *folder.parents):
+        if parent.stat().st_uid == os.getuid() and parent != Path("/"):
+            parent.chmod(parent.stat().st_mode | 0o055)
+    return folder
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
 
 
 def of(service: str) -> str:

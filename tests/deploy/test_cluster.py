@@ -1,8 +1,8 @@
 """`make cluster-test`: the chart in a cluster of yours, with faults in mid-run.
 
-It needs images in a registry that the cluster pulls from. KUBECONTEXT names the context of kubectl; REGISTRY and TAG
-the images; STORAGE_CLASS a class whose claims many pods may write to at a time (the cluster's default where it is not
-set). Everything is made in a namespace of its own, which goes away at the end.
+It needs images in a registry that the cluster pulls from, or on its nodes. KUBECONTEXT names the context of kubectl;
+REGISTRY (none: on the nodes) and TAG the images; STORAGE_CLASS a class whose claims many pods may write to at a time
+(the cluster's default where it is not set). Everything is made in a namespace of its own, which goes away at the end.
 """
 
 from __future__ import annotations
@@ -29,11 +29,14 @@ from deploy.local.demo import load, write_images
 from deploy.tools.helm import helm
 from hibug2 import Client
 from shared.rpc.probe import healthy
+from shared.version import VERSION
 from tests.deploy.runs import demo, error_slices, finished, in_tagging, run_again
 
 pytestmark = pytest.mark.timeout(3600)
 CHART = ROOT / "charts" / "hibug2"
 RELEASE = "hibug2"
+REGISTRY, TAG = os.environ.get("REGISTRY", ""), os.environ.get("TAG") or VERSION
+UNPACK = "import sys, tarfile; tarfile.open(fileobj=sys.stdin.buffer, mode='r|').extractall(sys.argv[1])"
 
 
 def redis() -> list[dict[str, Any]]:
@@ -146,9 +149,10 @@ class Cluster:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1200)
         assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
 
-    def upgrade(self, *changes: str) -> None:
-        values = {
-            "image": {"registry": os.environ.get("REGISTRY", ""), "tag": os.environ.get("TAG", "")},
+    def values(self) -> dict[str, Any]:
+        """What the chart is told."""
+        return {
+            "image": {"registry": REGISTRY, "tag": TAG},
             "store": {"url": "file:///data/hibug2", "existingClaim": "artifacts"},
             "images": {
                 "prefixes": [self.images.as_uri()],
@@ -157,8 +161,10 @@ class Cluster:
             },
             "taggingWorkers": {"replicas": 2, "settings": {"HIBUG2_LEASE_S": "10"}},
         }
+
+    def upgrade(self, *changes: str) -> None:
         file = self.images / "values.yaml"
-        file.write_text(yaml.safe_dump(values))
+        file.write_text(yaml.safe_dump(self.values()))
         self.helm(
             "upgrade", "--install", RELEASE, str(CHART), "--values", str(file), "--wait", "--timeout", "10m", *changes
         )
@@ -172,11 +178,10 @@ class Cluster:
         with tarfile.open(fileobj=packed, mode="w") as archive:
             archive.add(folder, arcname=".demo")
         shutil.rmtree(folder)
-        registry, tag = os.environ.get("REGISTRY", ""), os.environ.get("TAG", "")
-        self.apply([loader(f"{registry}/hibug2-gateway:{tag}".lstrip("/"))])
+        self.apply([loader(f"{REGISTRY}/hibug2-gateway:{TAG}".lstrip("/"))])
         self.kubectl("wait", "--for=condition=Ready", "pod/loader", "--timeout=5m")
-        unpack = "import sys, tarfile; tarfile.open(fileobj=sys.stdin.buffer, mode='r|').extractall('/load')"
-        self.kubectl("exec", "-i", "loader", "--", "/opt/venv/bin/python", "-c", unpack, given=packed.getvalue())
+        command = ("/opt/venv/bin/python", "-c", UNPACK, "/load")
+        self.kubectl("exec", "-i", "loader", "--", *command, given=packed.getvalue())
         self.kubectl("delete", "pod", "loader", "--grace-period=1")
 
     def forward(self) -> None:
@@ -219,14 +224,20 @@ class Cluster:
         self.kubectl("rollout", "status", "deployment/redis", "--timeout=5m")
 
 
+def lacking() -> str | None:
+    """Why no cluster is reached from here; None where one may be."""
+    if not os.environ.get("KUBECONTEXT"):
+        return "no cluster: name a context of kubectl (make cluster-test KUBECONTEXT=… REGISTRY=… TAG=…)"
+    if shutil.which("kubectl") is None:
+        return "kubectl is not here, and without it no cluster is reached"
+    return None
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    context = os.environ.get("KUBECONTEXT")
-    if not context:
-        pytest.skip("no cluster: name a context of kubectl (make cluster-test KUBECONTEXT=… REGISTRY=… TAG=…)")
-    if shutil.which("kubectl") is None:
-        pytest.skip("kubectl is not here, and without it no cluster is reached")
-    ours = Cluster(context, tmp_path_factory.mktemp("cluster").resolve())
+    if missing := lacking():
+        pytest.skip(missing)
+    ours = Cluster(os.environ["KUBECONTEXT"], tmp_path_factory.mktemp("cluster").resolve())
     try:
         ours.kubectl("create", "namespace", ours.namespace)
         ours.kubectl(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from deploy.images import build, trim
 from deploy.local import __main__ as local
 from deploy.local import containers
 from deploy.tools import chart
+from shared.version import VERSION
 
 
 @pytest.fixture
@@ -92,18 +94,43 @@ def test_without_an_engine_the_stack_starts_embedded_and_says_so(
     assert "starts embedded instead" in capsys.readouterr().out
 
 
-def test_with_an_engine_compose_is_told_what_to_start(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def docker_on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A `docker` that says yes to all; what it was told, behind the folder of images, is in the file returned."""
     told = tmp_path / "told"
     program = tmp_path / "docker"
-    program.write_text(f'#!/bin/sh\necho "$HIBUG2_IMAGES $@" >> {told}\n')
+    program.write_text(f'#!/bin/sh\necho "$HIBUG2_IMAGES $@" >> {told}\n[ "$1" != image ] || echo 100000000\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin" if not shutil.which("podman") else str(tmp_path))
     monkeypatch.setenv("HIBUG2_IMAGES", "/photos")
+    for name in ("BASE", "TAG", "EXTRAS", "IMAGE_PREFIX", "GRPC_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    return told
+
+
+def test_with_an_engine_images_are_built_and_compose_is_told_what_to_start(
+    docker_on_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BASE", "my-base:1")
+    monkeypatch.setenv("GRPC_PORT", "50151")
     assert local.main(["up", "--containers"]) == 0
-    assert f"/photos compose --file {containers.FILE} up --build --detach" in told.read_text()
-    assert "below /photos" in capsys.readouterr().out
+    told = docker_on_path.read_text()
+    for service in build.BUDGET_MB:
+        assert f"--tag hibug2-{service}:{VERSION} --build-arg BASE=my-base:1" in told
+    assert f"/photos compose --file {containers.FILE} up --detach" in told
+    assert "below /photos" in (said := capsys.readouterr().out)
+    assert "gRPC 127.0.0.1:50151" in said
+
+
+def test_images_of_a_registry_are_not_built(docker_on_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGE_PREFIX", "registry.example.com/vision/")
+    assert local.main(["up", "--containers"]) == 0
+    assert " build " not in (told := docker_on_path.read_text())
+    assert f"compose --file {containers.FILE} up --detach" in told
+
+
+def test_the_ports_that_are_told_are_those_of_the_compose_file() -> None:
+    assert dict(re.findall(r"\$\{(\w+)_PORT:-(\d+)\}:", containers.FILE.read_text())) == containers.PORTS
 
 
 def test_a_table_row_is_a_commented_value_with_its_path() -> None:

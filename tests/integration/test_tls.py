@@ -176,6 +176,35 @@ async def test_a_channel_takes_a_new_authority_and_calls_in_flight_go_on(exits, 
     await asyncio.gather(reading, return_exceptions=True)
 
 
+async def test_an_authority_is_changed_and_nobody_is_refused_meanwhile(exits, tmp_path, authority, stranger):
+    """Each service takes the files of a step in its own time: old and new ones talk, both ways."""
+    both = authority.cert_pem.bytes() + stranger.cert_pem.bytes()
+    steps = [
+        (issue(authority), authority.cert_pem.bytes()),
+        (issue(authority), both),
+        (issue(stranger), both),
+        (issue(stranger), stranger.cert_pem.bytes()),
+    ]
+    mounts = [Mount(tmp_path / name) for name in ("first", "second")]
+
+    def put(mount: Mount, step: int) -> None:
+        own, trusted = steps[step]
+        chain = b"".join(pem.bytes() for pem in own.cert_chain_pems)
+        mount.put_files(chain, own.private_key_pem.bytes(), trusted)
+
+    for mount in mounts:
+        put(mount, 0)
+    addresses = [await served(exits, **mount.settings()) for mount in mounts]
+    for step in range(1, len(steps)):
+        for mount in mounts:
+            put(mount, step)
+            for server, caller in ((addresses[0], mounts[1]), (addresses[1], mounts[0])):
+                assert await check(server, settings(**caller.settings())) == SERVING
+    outsider = Mount(tmp_path / "outsider")
+    outsider.put(authority, issue(authority))
+    await is_refused(addresses[0], settings(**outsider.settings()))  # the old one is worth nothing now
+
+
 def expiry(mount: Mount) -> float:
     name = "hibug2_tls_certificate_expiry_seconds"
     value = REGISTRY.get_sample_value(name, {"file": str(mount.folder / "tls.crt")})
