@@ -252,6 +252,9 @@ class BitSets:
         lines[:, : len(planes)] = pack(np.array(planes)).T
         return words, lines
 
+    def together(self, level: Level) -> None:
+        """Each prefix is counted by itself."""
+
     def fill(self, level: Level, unit: NDArray[np.int64], lines: Lines) -> int:
         """The slices of one piece of work to `lines`; how many."""
         with self._packing:

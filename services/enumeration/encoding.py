@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from services.enumeration.compiled import compiled
 from services.enumeration.fixed_point import ScoreColumn, score_columns
 from services.enumeration.lattice import Codes, item_offsets
+from services.enumeration.work_units import in_parts
 from shared.errors import invalid
 
 
@@ -96,9 +97,12 @@ def item_sums(table: Encoded, values: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _sums_by_item(codes: Codes, offsets: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.int64]:
-    lanes = np.zeros((4, int(offsets[-1])), dtype=np.int64)
-    _add_to_items(codes, offsets, values, lanes)
-    return np.asarray(lanes.sum(axis=0))
+    def part(begin: int, end: int) -> NDArray[np.int64]:
+        lanes = np.zeros((4, int(offsets[-1])), dtype=np.int64)
+        _add_to_items(codes[begin:end], offsets, values[begin:end], lanes)
+        return np.asarray(lanes.sum(axis=0))
+
+    return np.asarray(sum(in_parts(len(codes), part)))
 
 
 @compiled

@@ -138,8 +138,10 @@ def error_slices(
     if _COMPILED:
         from services.enumeration.error_rule import judged_slices
 
-        walk = _walk(codes, tag_counts, scores, min_count, max_depth, must_hold, max_slices, watch)
-        kept, lowest, candidates = judged_slices(walk, column, overall, margin, top, threads or core_count())
+        kept, lowest, candidates = judged_slices(
+            _walk(codes, tag_counts, scores, min_count, max_depth, must_hold, max_slices, watch),
+            column, overall, margin, top, threads or core_count(),
+        )  # fmt: skip
     else:
         everything = _by_lattice(codes, tag_counts, scores, min_count, max_depth, None, max_slices, watch)
         errors = find_error_slices(everything, column, overall, loss, margin=margin)

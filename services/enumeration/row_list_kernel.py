@@ -219,6 +219,9 @@ class RowLists:
         values = field_values(self._table)
         return values, values.max(axis=1, initial=1)
 
+    def together(self, level: Level) -> None:
+        """Each prefix is counted by itself."""
+
     def fill(self, level: Level, unit: NDArray[np.int64], lines: Lines) -> int:
         """The slices of one piece of work to `lines`; how many."""
         with self._lock:

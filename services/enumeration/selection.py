@@ -9,6 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from services.enumeration.lattice import Slices, item_offsets
 
+_SAMPLE, _SORTED_IN = 1_000, 32  # means looked at to cut a sort into so many parts
+
 
 def take(slices: Slices, lines: NDArray[np.int64] | NDArray[np.bool_]) -> Slices:
     """The slices at `lines`, copied."""
@@ -36,18 +38,29 @@ def reordered(
     Scored counts that are a view of the counts stay one.
     """
     n = len(order)
-    columns: list[NDArray[Any]] = [slices.items, slices.count, slices.total, beside]
+    wide: list[NDArray[Any]] = [slices.items, slices.total]
     if slices.scored.flags.writeable:  # else it is a view of the counts
-        columns.append(slices.scored)
-    for column in columns:
+        wide.append(slices.scored)
+    for column in [slices.count, beside, *(part for array in wide for part in array.T)]:
         column[:n] = column[order]
-    items, count, total, beside, *rest = (column[:n] for column in columns)
-    scored = rest[0] if rest else np.broadcast_to(count[:, None], total.shape)
-    return Slices(items, count, scored, total), beside
+    items, count, total = slices.items[:n], slices.count[:n], slices.total[:n]
+    scored = slices.scored[:n] if slices.scored.flags.writeable else np.broadcast_to(count[:, None], total.shape)
+    return Slices(items, count, scored, total), beside[:n]
 
 
 def rank_order(slices: Slices, column: int) -> NDArray[np.int64]:
-    """Lines (S,): worst mean in `column` first, then larger count, then as they come; each has a scored row."""
+    """Lines (S,): worst mean in `column` first, then larger count, then as they come; each has a scored row.
+
+    Sorted in some parts, one after the other, since a sort by two keys takes room for several copies of them.
+    """
     mean = slices.total[:, column] / slices.scored[:, column]
-    smaller = np.negative(slices.count, dtype=np.int32, casting="unsafe")  # half the room of int64
-    return np.lexsort((smaller, mean))  # stable
+    some = np.sort(mean[:: max(1, len(mean) // _SAMPLE)])
+    edges = np.unique(some[:: max(1, len(some) // _SORTED_IN)])  # equal means are in one part
+    part = np.searchsorted(edges, mean, side="right").astype(np.uint8)
+    order = np.empty(len(mean), dtype=np.int64)
+    start = 0
+    for p in range(len(edges) + 1):
+        lines = np.flatnonzero(part == p)
+        order[start : start + len(lines)] = lines[np.lexsort((-slices.count[lines], mean[lines]))]  # stable
+        start += len(lines)
+    return order

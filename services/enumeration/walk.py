@@ -38,6 +38,7 @@ class Kernel(Protocol):
 
     def can(self) -> bool: ...
     def cost(self, level: Level) -> NDArray[np.float64]: ...
+    def together(self, level: Level) -> NDArray[np.int64] | None: ...
     def fill(self, level: Level, unit: NDArray[np.int64], lines: Lines) -> int: ...
 
 
@@ -163,19 +164,23 @@ class Walk:
         most = level.most_slices()
         if not most.any():
             return
-        costs = [kernel.cost(level) for kernel in self._kernels]
-        best = int(np.argmin([cost.sum() for cost in costs]))
-        kernel, cost = self._kernels[best], costs[best]
+        # Two pairs are counted as three will be, so that the table is encoded for one kernel.
+        decides = self._level_of_three() if depth == 2 < self.depth else level
+        kernel = min(self._kernels, key=lambda kernel: float(kernel.cost(decides).sum()))
+        cost = kernel.cost(level)
         share = float(cost.sum()) / (4 * crew.threads)
+        together = kernel.together(level)
         pieces = cut(
             most,
             cost,
             lambda p: level.by_row(table, p, float(cost[p])),
+            together,
             most_slices=CHUNK_SLICES,
             most_cost=min(max(share, LEAST_NANOSECONDS), MOST_NANOSECONDS),
         )
         self._watch.total += len(pieces)
-        capacity = max(CHUNK_SLICES, table.n_items)
+        largest = 0 if together is None else math.ceil(np.add.reduceat(most, together[:-1]).max())
+        capacity = max(CHUNK_SLICES, table.n_items, largest)
         room = Idle(lambda: Lines(capacity, self.width, len(table.columns), table.any_unscored))
 
         def work(piece: NDArray[np.int64]) -> tuple[Lines, Slices, Any]:
@@ -187,6 +192,11 @@ class Walk:
             self._watch.done += 1
             yield chunk, verdict
             room.give(lines)
+
+    def _level_of_three(self) -> Level:
+        table = self.table
+        items = np.arange(table.n_items, dtype=np.int32)[:, None]
+        return level_of(table, 3, items, table.item_count, self._min_count, NO_ITEM)
 
     def _single(self) -> Slices:
         """The slices of one pair."""

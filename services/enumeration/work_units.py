@@ -17,6 +17,7 @@ from services.enumeration.lattice import Cancel, Cancelled, Progress
 
 Result = TypeVar("Result")
 
+_ROWS_FOR_ONE = 1 << 17  # a pass over so many is over before other threads have begun
 _LOOK_SECONDS = 0.1  # a caller is told, and asked whether to go on, this often
 
 
@@ -54,6 +55,7 @@ def cut(
     prefix_slices: NDArray[np.float64],
     prefix_cost: NDArray[np.float64],
     rows_of: Callable[[int], tuple[NDArray[np.float64], NDArray[np.float64]]],
+    together: NDArray[np.int64] | None = None,
     *,
     most_slices: float,
     most_cost: float,
@@ -61,15 +63,19 @@ def cut(
     """Pieces (first prefix, last prefix, first row, last row) (4,) in canonical order.
 
     Each prefix has an upper bound of its slices and a cost, (P,) each; a prefix that is too much for one piece is cut
-    by the rows of its joint count, whose bounds and costs `rows_of` gives by position of the item, (I,) each.
+    by the rows of its joint count, whose bounds and costs `rows_of` gives by position of the item, (I,) each. Prefixes
+    `together` (U + 1,), from one of these to the next, are counted at once and never cut.
     """
-    slices, costs = np.cumsum(prefix_slices), np.cumsum(prefix_cost)
+    every_row = np.iinfo(np.int32).max
+    ends = np.arange(len(prefix_slices) + 1) if together is None else together
+    slices, costs = np.cumsum(prefix_slices)[ends[1:] - 1], np.cumsum(prefix_cost)[ends[1:] - 1]
     pieces: list[NDArray[np.int64]] = []
     start = 0
     while start < len(slices):
         stop = _reach(slices, start, most_slices, costs, most_cost)
-        if stop > start:
-            pieces.append(np.array([start, stop, 0, np.iinfo(np.int32).max]))
+        if stop > start or together is not None:
+            stop = max(stop, start + 1)
+            pieces.append(np.array([ends[start], ends[stop], 0, every_row]))
         else:
             stop = start + 1
             row_slices, row_costs = (np.cumsum(values) for values in rows_of(start))
@@ -86,6 +92,16 @@ def _reach(a: NDArray[np.float64], start: int, most_a: float, b: NDArray[np.floa
     """First index past `start` at which one of the running sums has grown by more than its limit."""
     base_a, base_b = (a[start - 1], b[start - 1]) if start else (0.0, 0.0)
     return int(min(np.searchsorted(a, base_a + most_a, "right"), np.searchsorted(b, base_b + most_b, "right")))
+
+
+def in_parts(n_rows: int, work: Callable[[int, int], Result]) -> list[Result]:
+    """What `work` returns for rows begin to end - 1, of which there are as many parts as cores where rows are many."""
+    n_parts = core_count() if n_rows > _ROWS_FOR_ONE else 1
+    bounds = [n_rows * p // n_parts for p in range(n_parts + 1)]
+    if n_parts == 1:
+        return [work(0, n_rows)]
+    with ThreadPoolExecutor(n_parts) as pool:
+        return list(pool.map(work, bounds[:-1], bounds[1:]))
 
 
 class Idle(Generic[Result]):

@@ -124,6 +124,18 @@ class TestShapes:
             assert len(rows) == found.count[line]
             assert abs(float(np.sum(scores[rows, 1].astype(np.longdouble)) - found.total[line, 1])) < 1e-9
 
+    def test_tables_that_are_filled_some_at_a_time(self, monkeypatch, kernel):
+        """Joint tables too large to stay in cache together, and passes over the rows by several threads."""
+        rng = np.random.default_rng(4)
+        codes, tag_counts = rng.integers(0, 6, (40_000, 8)).astype(np.uint8), [6] * 8
+        scores = rng.integers(0, 2, (40_000, 1)).astype(float)
+        request = {"min_count": 20, "max_depth": 3}
+        found = engine.enumerate_slices(codes, tag_counts, scores, **request)
+        monkeypatch.setattr("services.enumeration.work_units._ROWS_FOR_ONE", 100)
+        assert_equal(engine.enumerate_slices(codes, tag_counts, scores, **request), found)
+        monkeypatch.setattr(walk, "KERNELS", (BitSets if kernel is JointTables else JointTables,))
+        assert_equal(engine.enumerate_slices(codes, tag_counts, scores, **request), found)
+
     def test_many_score_columns(self):
         codes, tag_counts, _ = paper_table(600, 8)
         scores = np.random.default_rng(3).integers(0, 2, (600, 40)).astype(float)

@@ -63,7 +63,7 @@ def test_a_warm_cache_is_read(read_only_copy):
     assert run(read_only_copy, "emission", "write") == [0, 0]  # called by compiled code, never compiled by itself
     hits, misses = run(read_only_copy, "encoding", "_add_to_items")
     assert (hits, misses) == (1, 0)
-    hits, misses = run(read_only_copy, "bitset_kernel", "fill")
+    hits, misses = run(read_only_copy, "joint_kernel", "fill")
     assert (hits, misses) == (1, 0)
 
 
