@@ -152,8 +152,9 @@ async def test_sigterm_ends_well_whatever_has_begun(arguments, redis_url, tmp_pa
         await eventually(lambda: _hears_sigterm(started.pid))
 
     async def serving(started: Process) -> None:
-        while b'"serving"' not in await started.stderr.readline():
-            pass
+        while line := await started.stderr.readline():  # nothing more comes of one that died
+            if b'"serving"' in line:
+                return
 
     early, late = await asyncio.gather(ended(imported), ended(serving))
     for status, logged in (early, late):
