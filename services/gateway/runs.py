@@ -149,10 +149,19 @@ class Pipeline:
         self._artifacts = artifacts
         self._progress = progress
         self._make_report = make_report
+        # What this run began and does not merely find again: jobs by name, as last seen, and the step of its schema.
+        self._own: dict[str, types_pb2.Job] = {}
+        self._generation: run_pb2.Step | None = None
 
     async def execute(self) -> None:
         """Every step in order; raises what the failing step said. The run is saved after each."""
         run = self.run
+        before = run_pb2.Run(steps=run.steps)
+        for done in before.steps:
+            if done.job.name and not done.job.reused:
+                self._own[done.job.name] = done.job
+                if done.kind == run_pb2.STEP_KIND_SCHEMA:
+                    self._generation = done
         del run.steps[:], run.selections[:]
         run.job.state = types_pb2.JOB_STATE_RUNNING
         run.job.ClearField("problem")
@@ -178,10 +187,13 @@ class Pipeline:
 
     async def _schema(self) -> None:
         run = self.run
+        if run.schema and self._generation is not None:
+            run.steps.append(self._generation)
+            return
         if not run.schema:
             dataset = run.dataset.partition("/")[2]
             current = await asyncio.to_thread(self._artifacts.current_schema_id, dataset)
-            if current is None:
+            if current is None or self._generation is not None:
                 request = attribute_pb2.CreateGenerationRequest(
                     parent=run.dataset, seed=run.parameters.seed, model=run.model, budget=self._budget()
                 )
@@ -373,10 +385,19 @@ class Pipeline:
             await asyncio.sleep(wait_s)
 
     async def _watch_once(self, step: run_pb2.Step, calls: _Call, started: float) -> None:
-        step.job.CopyFrom((await calls.create()).job)
-        if step.job.state not in RESTING:
-            async for snapshot in calls.watch(step.job.name):
-                step.job.CopyFrom(snapshot.job)
+        made = (await calls.create()).job
+        # Work that this run began, and that ended while nobody watched, is not another's that it finds.
+        own = self._own.get(made.name) if made.reused else None
+        step.job.CopyFrom(made if own is None else own)
+        if not step.job.reused:
+            self._own[made.name] = step.job
+            await self._shelf.save(self.run)  # for who may have to take the run over
+        if made.state not in RESTING or own is not None:
+            async for snapshot in calls.watch(made.name):
+                if own is not None and snapshot.job.reused:  # its figures are forgotten, but for those seen here
+                    step.job.state = snapshot.job.state
+                else:
+                    step.job.CopyFrom(snapshot.job)
                 step.elapsed.CopyFrom(_duration(time.monotonic() - started))
                 self._progress.step = run_pb2.StepKind.Name(step.kind).removeprefix("STEP_KIND_").lower()
                 self._progress.update(step.job.done_count, step.job.total_count)

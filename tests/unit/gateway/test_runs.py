@@ -134,6 +134,81 @@ async def test_what_stays_away_fails_the_run_after_the_time_limit_and_says_so(cl
     assert tagging.calls < 80  # the waits grow
 
 
+def ended(told: bool) -> Any:
+    """What a service says of tagging that ended while nobody watched: with its figures, or having lost them."""
+    made = types_pb2.Job(name=TAGGING, state=types_pb2.JOB_STATE_SUCCEEDED, reused=not told)
+    if told:
+        made.done_count = made.total_count = 9
+        made.cost.call_count = 9
+    return SimpleNamespace(job=made)
+
+
+class Ended(Tagging):
+    """A service that finds the tagging done at every call but the first, which breaks off after `seen` calls paid."""
+
+    def __init__(self, clock: Clock, seen: int, told: bool) -> None:
+        running = job(types_pb2.JOB_STATE_RUNNING, seen)
+        running.job.cost.call_count = seen
+        super().__init__(clock, lambda _: [running, away()] if self.calls == 1 else [ended(told)])
+
+    async def CreateTagging(self, _: object) -> Any:  # noqa: N802
+        made = await super().CreateTagging(_)
+        return made if self.calls == 1 else ended(told=False)
+
+
+@pytest.mark.parametrize(("told", "calls"), [(True, 9), (False, 4)])
+async def test_work_that_ends_while_nobody_watches_is_the_runs_own(clock: Clock, told: bool, calls: int) -> None:
+    made, _ = pipeline(Ended(clock, 4, told))
+    await made._tagging()
+    step = made.run.steps[-1]
+    assert not step.job.reused
+    assert step.job.state == types_pb2.JOB_STATE_SUCCEEDED
+    assert made.run.job.cost.call_count == calls
+
+
+@pytest.mark.parametrize(("told", "calls"), [(True, 9), (False, 4)])
+async def test_who_takes_a_run_over_counts_what_it_began(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, told: bool, calls: int
+) -> None:
+    service = Ended(clock, 4, told)
+    first, _ = pipeline(service)
+    monkeypatch.setattr(first, "_patiently", lambda attempt: attempt())  # its gateway is killed as the watch breaks
+    with pytest.raises(grpc.aio.AioRpcError):
+        await first._tagging()
+    second, _ = pipeline(service)
+    second.run.CopyFrom(first.run)
+    for name in ("_schema", "_enumeration", "_ranking", "_prediction", "_selection", "_report"):
+        monkeypatch.setattr(second, name, nothing)
+    await second.execute()
+    (step,) = second.run.steps
+    assert not step.job.reused
+    assert second.run.job.cost.call_count == calls
+
+
+async def test_what_another_run_did_is_found_again_and_costs_nothing(clock: Clock) -> None:
+    service = Ended(clock, 4, told=True)
+    service.calls = 1
+    made, _ = pipeline(service)
+    await made._tagging()
+    assert made.run.steps[-1].job.reused
+    assert made.run.job.cost.call_count == 0
+
+
+async def test_who_takes_a_run_over_keeps_the_schema_that_it_asked_for(clock: Clock) -> None:
+    made, _ = pipeline(Tagging(clock, lambda _: [DONE]))
+    paid = made.run.steps.add(kind=run_pb2.STEP_KIND_SCHEMA)
+    paid.job.name, paid.job.state = "datasets/bears/generations/g", types_pb2.JOB_STATE_SUCCEEDED
+    paid.job.cost.call_count = 7
+    with pytest.raises(AttributeError):  # there is no enumeration service
+        await made.execute()
+    schema, tagging = made.run.steps[:2]
+    assert schema.job.cost.call_count == made.run.job.cost.call_count == 7
+    assert tagging.job.done_count == 9
+
+
+async def nothing() -> None: ...
+
+
 async def test_who_gets_further_between_failures_is_not_given_up(clock: Clock) -> None:
     """Five times away for most of the limit, with one more part done each time."""
     limit, done = runs.PATIENCE_S * 0.9, 0
