@@ -3,7 +3,8 @@
 # On Debian as root it installs what is missing; elsewhere it says what to install and leaves the rest to the tests.
 set -euo pipefail
 missing=()
-command -v podman >/dev/null || command -v docker >/dev/null || missing+=(podman runc uidmap netavark aardvark-dns)
+# A docker client is often there without a daemon to talk to.
+command -v podman >/dev/null || docker info >/dev/null 2>&1 || missing+=(podman runc uidmap netavark aardvark-dns)
 command -v debootstrap >/dev/null || missing+=(debootstrap)
 command -v promtool >/dev/null || missing+=(prometheus)
 if [ ${#missing[@]} -gt 0 ]; then
