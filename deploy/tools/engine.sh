@@ -5,6 +5,7 @@ set -euo pipefail
 missing=()
 # A docker client is often there without a daemon to talk to.
 command -v podman >/dev/null || docker info >/dev/null 2>&1 || missing+=(podman runc uidmap netavark aardvark-dns)
+command -v iptables >/dev/null || missing+=(iptables) # what netavark opens networks with
 command -v debootstrap >/dev/null || missing+=(debootstrap)
 command -v promtool >/dev/null || missing+=(prometheus)
 if [ ${#missing[@]} -gt 0 ]; then
