@@ -131,10 +131,7 @@ def error_slices(
     watch = Watch(on_progress, cancelled)
     if not 0 <= column < scores.shape[1]:
         raise invalid("column", f"is {column}; there are {scores.shape[1]} score columns")
-    known = scores[~np.isnan(scores[:, column]), column]
-    if known.size == 0:
-        raise invalid("scores", f"column {column} has no score")
-    overall, loss = float(known.mean()), float((1.0 - known).sum())
+    overall, loss = _overall(scores, column)
     if _COMPILED:
         from services.enumeration.error_rule import judged_slices
 
@@ -151,6 +148,16 @@ def error_slices(
         kept, lowest, candidates = take(everything, lines[held]), lowest[held], len(everything)
     order = rank_order(kept, column)[:top]
     return FoundErrors(*reordered(kept, lowest, order), column, overall, loss, candidates)
+
+
+def _overall(scores: NDArray[np.float64], column: int) -> tuple[float, float]:
+    """Mean of the scores there are in `column`, and the score lost in it."""
+    known, missing = scores[:, column], np.isnan(scores[:, column])
+    if missing.any():
+        known = known[~missing]
+    if known.size == 0:
+        raise invalid("scores", f"column {column} has no score")
+    return float(known.mean()), float(known.size - known.sum())
 
 
 def _walk(

@@ -146,7 +146,7 @@ def judged_slices(
     With `top`, at least the first `top` by rank and not many more.
     """
     rule = ErrorRule(len(walk.table.position), walk.depth, column, overall, margin)
-    kept, means = Gathered(walk), np.empty(walk.most_lines)
+    kept = Gathered(walk)
     looked_at = 0
     for chunk, (lines, lowest) in walk.borrowed(threads, rule):
         rule.add(int((chunk.items[0] >= 0).sum()), chunk)
@@ -157,9 +157,9 @@ def judged_slices(
         held = walk.holds(some)
         before = kept.found
         kept.add(take(some, held))
-        means[before : kept.found] = lowest[held]
+        kept.beside[before : kept.found] = lowest[held]
         if top is not None and kept.found > 4 * top + 10_000:
             best = np.sort(rank_order(kept.slices(), column)[:top])
-            reordered(kept.slices(), means, best)
+            reordered(kept.slices(), kept.beside, best)
             kept.found = len(best)
-    return kept.slices(), means[: kept.found], looked_at
+    return kept.slices(), kept.beside[: kept.found], looked_at

@@ -11,14 +11,19 @@ from services.enumeration.compiled import compiled
 from services.enumeration.encoding import Encoded
 
 
-def field_values(table: Encoded) -> NDArray[np.int64]:
-    """(F, N) whole numbers: ones, then for each score column whether there is a score, and the score's parts."""
-    values = [np.ones(table.n_rows, dtype=np.int64)]
+def field_values(table: Encoded) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(F - 1, N) whole numbers of each score column: whether there is a score, and the score's parts. Field 0, which is
+    1 for every row, is left out. Beside them the largest value of each field (F,).
+    """
+    values: list[NDArray[np.int64]] = []
     for column in table.columns:
         if column.scored is not None:
             values.append(column.scored.astype(np.int64))
         values += [part.values for part in column.parts]
-    return np.array(values)
+    most = np.array([1, *(column.max(initial=1) for column in values)])
+    if len(values) == 1:
+        return values[0][None], most  # not copied: a million rows take 8 MB
+    return np.array(values, dtype=np.int64).reshape(len(values), table.n_rows), most
 
 
 @compiled
@@ -51,9 +56,10 @@ def assign_words(most: Any, n: int, places: Any) -> int:
 
 @compiled
 def row_words(values: Any, places: Any, extent: Any, begin: int, n: int, words: Any) -> None:
-    """Words (W, n) of the rows `extent`, of n from `begin` where empty, from values (F, N)."""
-    for f in range(len(places)):
-        out, source, shift = words[places[f, 0]], values[f], places[f, 1]
+    """Words (W, n) of the rows `extent`, of n from `begin` where empty, from values (F - 1, N): see `field_values`."""
+    words[places[0, 0], :n] = np.uint64(1) << np.uint64(places[0, 1])
+    for f in range(1, len(places)):
+        out, source, shift = words[places[f, 0]], values[f - 1], places[f, 1]
         fresh = shift == 0
         for r in range(n):
             value = np.uint64(source[extent[r]] if len(extent) else source[begin + r]) << np.uint64(shift)

@@ -271,9 +271,9 @@ def fill(
     tables: Any, rows: Any, more_rows: Any, block: Any, cells: Any, ranges: Any, chosen: Any, whole: Any,
     items: Any, count: Any, scored: Any, total: Any,
 ) -> int:  # fmt: skip
-    """As `bitset_kernel.fill`, by tables. codes: (G + 1, N) uint8 group codes; values: (F, N) int64 with ones first.
+    """As `bitset_kernel.fill`, by tables. codes: (G + 1, N) uint8 group codes; values, most: as of `field_values`.
 
-    most: (F,) largest value of each field; all_words, all_places: words of all rows; bounds … widths: as in `Groups`;
+    all_words, all_places: words of all rows, where they hold each field; bounds … widths: as in `Groups`;
     by_three: 1 to count the prefixes that differ in the last pair, of one group, at once; stack: (d, N) rows of each
     pair of the prefix; some_*: the same for the rows of a prefix; block: (F, items of a group, I, I) joint counts.
     """
@@ -506,8 +506,7 @@ class JointTables:
                 table.codes, table.position, table.offsets, table.firsts, groups.bounds, groups.sizes, begin, end, codes
             ),
         )
-        values = field_values(table)
-        most = values.max(axis=1, initial=1)
+        values, most = field_values(table)
         places = np.empty((len(most), 3), dtype=np.int64)
         words = np.empty((assign_words(most, table.n_rows, places), table.n_rows), dtype=np.uint64)
         row_words(values, places, np.zeros(0, dtype=np.int32), 0, table.n_rows, words)

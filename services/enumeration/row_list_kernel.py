@@ -127,7 +127,7 @@ def fill(
     tally: Any, seen: Any, order: Any, counts: Any, touched: Any, cells: Any, chosen: Any, whole: Any,
     items: Any, count: Any, scored: Any, total: Any,
 ) -> int:  # fmt: skip
-    """As `bitset_kernel.fill`, by row lists. values: (F, N) int64 with ones first; most: (F,) largest of each.
+    """As `bitset_kernel.fill`, by row lists. values, most: as of `field_values`.
 
     everything: (N,) all rows; by_item, ends: these sorted by the first attribute of the last prefix seen; stack:
     (d + 1, N) rows of each pair of the prefix, from 1; words: (F, N); the rest: room.
@@ -216,8 +216,7 @@ class RowLists:
 
     @cached_property
     def _encoded(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        values = field_values(self._table)
-        return values, values.max(axis=1, initial=1)
+        return field_values(self._table)
 
     def together(self, level: Level) -> None:
         """Each prefix is counted by itself."""

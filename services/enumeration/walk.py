@@ -216,6 +216,14 @@ class Walk:
         """Which slices of `chunk` have the attribute that must be there."""
         return holding(chunk, self._tag_counts, self._must_hold)
 
+    def no_room(self) -> TooLarge:
+        """The system gives no memory for the most slices that there may be."""
+        return TooLarge(
+            f"up to {self.most_lines:,} slices with min_count {self._min_count} and max_depth {self.width} would not "
+            "fit in memory; raise min_count, lower max_depth, or allow fewer slices",
+            metadata={"limit": str(self._max_slices)},
+        )
+
     def _too_large(self, estimate: float) -> TooLarge:
         return TooLarge(
             f"about {math.ceil(estimate):,} slices or more with min_count {self._min_count} and max_depth "
@@ -231,7 +239,11 @@ class Gathered:
         table = walk.table
         self._any_unscored = table.any_unscored
         # Pages that are never written to take no memory, so there is room for the most there can be.
-        self._lines = Lines(walk.most_lines, walk.width, len(table.columns), table.any_unscored)
+        try:
+            self._lines = Lines(walk.most_lines, walk.width, len(table.columns), table.any_unscored)
+            self.beside = np.empty(walk.most_lines)  # for what is told of each
+        except MemoryError:
+            raise walk.no_room() from None
         self.found = 0
 
     def add(self, chunk: Slices) -> None:

@@ -285,6 +285,16 @@ class TestLimits:
                 self.run(max_slices=limit)
             assert int(caught.value.metadata["estimate"]) > limit
 
+    def test_a_limit_that_no_memory_holds_is_told_as_one(self, monkeypatch):
+        def no_room(*_):
+            raise MemoryError
+
+        monkeypatch.setattr(walk, "Lines", no_room)
+        with pytest.raises(TooLarge, match="would not fit in memory"):
+            self.run()
+        with pytest.raises(TooLarge, match="would not fit in memory"):
+            engine.error_slices(self.codes, self.tag_counts, self.scores, min_count=5, max_depth=3, margin=0.2)
+
     def test_the_bound_that_spares_an_estimate_is_one(self):
         for max_depth in (1, 2, 3):
             most = walk.Walk(self.codes, self.tag_counts, None, 5, max_depth, None, 10**9, walk.Watch(None, None)).most
