@@ -1,7 +1,7 @@
 """Calls to a language model: structured answers however the endpoint gives them, paid by an account, kept for its team.
 
-A call first looks whether the team has the answer already, then waits for a free slot (`endpoint.py`), for its turn
-(`rate.py`) and for the money (`ledger.py`), and only then asks.
+A call first looks whether the team has the answer already, then waits for its turn (`rate.py`), for a free slot
+(`endpoint.py`) and for the money (`ledger.py`), and only then asks.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -62,30 +63,29 @@ class Endpoint:
 
         Raises Refused, Truncated, Unavailable, Precondition and BudgetSpent.
         """
-        async with self._slots:
-            known = self._dialect
-            dialect: Dialect | None = known
-            while dialect is not None:
-                spoken = dialect
-                body = spoken.body(request, self.settings.model)
-                try:
-                    answered = await self._retried(body, till)
-                except (NoAnswer, *retry.UNREADABLE, TimeoutError) as error:
-                    refusal = error
-                    dialect = spoken.simpler(error, body) if isinstance(error, Rejected) else None
-                    continue
-                if spoken != known:  # kept only now that it is known to help
-                    log.info("endpoint takes less than asked", host=self._host, takes=str(spoken))
-                    self._dialect = spoken
-                break
-            else:
-                # Raised from nothing: an endpoint may have sent back the key and the images.
-                raise self._meaning(refusal)
-        return await self._settled(answered, till)  # while another call has the slot
+        known = self._dialect
+        dialect: Dialect | None = known
+        while dialect is not None:
+            spoken = dialect
+            body = spoken.body(request, self.settings.model)
+            try:
+                answered = await self._retried(body, till)
+            except (NoAnswer, *retry.UNREADABLE, TimeoutError) as error:
+                refusal = error
+                dialect = spoken.simpler(error, body) if isinstance(error, Rejected) else None
+                continue
+            if spoken != known:  # kept only now that it is known to help
+                log.info("endpoint takes less than asked", host=self._host, takes=str(spoken))
+                self._dialect = spoken
+            break
+        else:
+            # Raised from nothing: an endpoint may have sent back the key and the images.
+            raise self._meaning(refusal)
+        return await self._settled(answered, till)
 
     async def _retried(self, body: Mapping[str, Any], till: Till) -> _Answered:
         """One request, tried again while what fails may pass."""
-        waited_s = 0.0  # for a turn: no sign of a failure, so it does not end the retries
+        waited_s = 0.0  # for a turn and a slot: no sign of a failure, so it does not end the retries
 
         def is_late(state: RetryCallState) -> bool:
             return (state.seconds_since_start or 0.0) - waited_s + state.upcoming_sleep >= self._patience_s
@@ -104,7 +104,10 @@ class Endpoint:
         async for attempt in attempts:
             with attempt:
                 waited_s += await self._rate.acquire(likely, self._patience_s)
-                answered = await self._once(sent, till, size.most, limit or MOST_OUTPUT, likely)
+                begun = time.monotonic()
+                async with self._slots:  # for no longer than it takes: what comes before and after is done meanwhile
+                    waited_s += time.monotonic() - begun
+                    answered = await self._once(sent, till, size.most, limit or MOST_OUTPUT, likely)
         return answered
 
     async def _once(self, body: bytes, till: Till, read: int, written: int, likely: int) -> _Answered:

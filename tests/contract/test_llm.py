@@ -17,7 +17,7 @@ from PIL import Image
 from services.tagging.vlm import vlm_codes
 from shared.config import LLMEnvironment
 from shared.errors import HiBug2Error, NotFound, Precondition, Unavailable
-from shared.llm import LLM, LLMSettings, Refused, Truncated, Usage, WrongAnswer, llm_from
+from shared.llm import LLM, LLMSettings, Refused, Truncated, Usage, WrongAnswer, llm_from, retry
 from shared.prompting import load_prompt, prompts_root
 from shared.schema import NOT_VISIBLE, UNKNOWN, Attribute, Category, Tagger
 from tests.scripted_llm import MODEL, Fault, ScriptedLLM
@@ -263,6 +263,26 @@ async def test_calls_in_flight_are_bounded() -> None:
             await asyncio.gather(*(llm.ask(ASKED, YES_NO) for _ in range(12)))
     assert len(server.calls) == 12
     assert max(call.in_flight for call in server.calls) <= 3
+
+
+async def test_a_call_that_waits_to_try_again_lets_others_pass(
+    server: ScriptedLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "_backoff", lambda _: 1.0)
+    server.fail(Fault.SERVER_ERROR)
+    ended: list[str] = []
+
+    async def ask(llm: LLM, name: str) -> None:
+        await llm.ask(ASKED, YES_NO, name=name)
+        ended.append(name)
+
+    async with client(server, max_concurrency=1) as llm:
+        fails_first = asyncio.create_task(ask(llm, "fails_first"))
+        assert await asyncio.to_thread(server.arrived.wait, 10)
+        await ask(llm, "passes")
+        await fails_first
+    assert ended == ["passes", "fails_first"]
+    assert max(call.in_flight for call in server.calls) == 1
 
 
 async def test_a_cancelled_call_ends_and_frees_its_place(server: ScriptedLLM) -> None:
