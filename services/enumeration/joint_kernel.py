@@ -8,6 +8,7 @@ pair alone, are counted at once; where that does not pay, the rows of each prefi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property, partial
 from threading import Lock
@@ -392,22 +393,21 @@ class Groups:
 
     def nanoseconds(self, groups: int, rows: Any) -> Any:
         """About, to count `rows` in one table of `groups` groups and to sum it up."""
-        cells = float(self.cells.mean() ** groups)
-        spilled = float(np.log2(max(cells, 2000) / 2000))  # out of the first cache
-        return rows * (0.6 + 0.1 * spilled) + cells * 1.2 + 500
+        return _nanoseconds(float(self.cells.mean()) ** groups, rows)
 
 
-def _groups(table: Encoded, most_cells: int) -> Groups:
-    """Groups of at most `most_cells` combinations, or of one attribute."""
+def _nanoseconds(cells: float, rows: Any) -> Any:
+    """About, to count `rows` in a table of `cells` and to sum it up."""
+    spilled = math.log2(max(cells, 2000) / 2000)  # out of the first cache
+    return rows * (0.6 + 0.1 * spilled) + cells * 1.2 + 500
+
+
+def _groups(table: Encoded, rows: float) -> Groups:
+    """The groups by which `rows` are counted soonest in tables of three."""
     held = np.add.reduceat(np.append(table.item_count, 0), table.firsts[:-1]) * (table.widths > 0)
     sizes = np.maximum(table.widths + (held < table.n_rows), 1)
-    bounds, cells = [0], 1
-    for a, size in enumerate(sizes.tolist()):
-        if a > bounds[-1] and cells * size > most_cells:
-            bounds.append(a)
-            cells = 1
-        cells *= size
-    bounds.append(len(sizes))
+    cuts = [_cut(sizes.tolist(), most) for most in GROUP_CELLS]
+    bounds = min(cuts, key=lambda cut: _all_threes(len(cut[0]) - 1, cut[1], rows))[0]
     group_of = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
     divisors = np.ones(len(sizes), dtype=np.int64)
     for a in range(len(sizes) - 2, -1, -1):
@@ -425,6 +425,23 @@ def _groups(table: Encoded, most_cells: int) -> Groups:
         tags=np.where(tags < table.widths[:, None], tags, np.int16(-1)),
         most_items=int(items.max(initial=1)),
     )
+
+
+def _cut(sizes: list[int], most_cells: int) -> tuple[list[int], float]:
+    """Bounds of groups of at most `most_cells` combinations, or of one attribute; and how many a group has."""
+    bounds, cells, whole = [0], 1, 0
+    for a, size in enumerate(sizes):
+        if a > bounds[-1] and cells * size > most_cells:
+            bounds.append(a)
+            whole += cells
+            cells = 1
+        cells *= size
+    return [*bounds, len(sizes)], (whole + cells) / len(bounds)
+
+
+def _all_threes(n: int, cells: float, rows: float) -> float:
+    """Nanoseconds, about, to count so many rows by all threes of `n` groups of so many `cells`."""
+    return float(n * (n + 1) * (n + 2) / 6 * _nanoseconds(cells**3, rows))
 
 
 @dataclass(frozen=True)
@@ -446,7 +463,7 @@ class JointTables:
         self._n_words = 1 + sum(part.bits > 2 for column in table.columns for part in column.parts)
         share = float(table.item_count.mean()) / table.n_rows if table.n_items else 0.0
         rows = table.n_rows * share ** max(0, max_depth - 3)
-        self._groups = min((_groups(table, most) for most in GROUP_CELLS), key=lambda groups: _all_pairs(groups, rows))
+        self._groups = _groups(table, rows)
         self._lock = Lock()
         self._plans: dict[int, _Plan] = {}
         self._rooms = Idle(partial(_room, table, max_depth, self._groups, self._sums.n_fields))
@@ -526,12 +543,6 @@ class JointTables:
                 lines.items, lines.count, lines.scored, lines.total,
             )  # fmt: skip
         return found
-
-
-def _all_pairs(groups: Groups, rows: float) -> float:
-    """Nanoseconds, about, to count so many rows by all threes of groups."""
-    n = len(groups)
-    return float(n * (n + 1) * (n + 2) / 6 * groups.nanoseconds(3, rows))
 
 
 def _room(table: Encoded, max_depth: int, groups: Groups, n_fields: int) -> tuple[NDArray[Any], ...]:
