@@ -8,6 +8,7 @@ later calls.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import Mapping
@@ -32,6 +33,9 @@ log = logs.get("llm")
 
 MOST_OUTPUT = 8192  # tokens that an answer may take where the prompt sets no limit and somebody pays
 _LIKELY_OUTPUT = 1024
+# Calls for each that is on its way: a few are encoded and have had their turn when a slot gets free. They go in the
+# form that was known to help before, and even if the endpoint asked for a pause meanwhile, so they are few.
+_AHEAD = 1.25
 _LONGEST_PAUSE_S = 3600.0  # that an endpoint may ask of all processes
 _DATA_URL = re.compile(r"data:[\w/+.-]+;base64,[\w+/=%-]*")
 _LONG_RUN = re.compile(r"[A-Za-z0-9+/=_-]{65,}")  # nothing a person reads: image bytes, keys
@@ -52,7 +56,8 @@ class Endpoint:
         self.settings = settings
         self._wire = Wire(settings.base_url, settings.api_key.get_secret_value())
         self._rate = rate
-        self._slots = asyncio.Semaphore(settings.max_concurrency)
+        self._slots = asyncio.Semaphore(settings.max_concurrency)  # for requests on their way
+        self._places = asyncio.Semaphore(math.ceil(_AHEAD * settings.max_concurrency))  # for calls, these included
         self._dialect = Dialect()
 
     async def close(self) -> None:
@@ -63,25 +68,26 @@ class Endpoint:
 
         Raises Refused, Truncated, Unavailable, Precondition and BudgetSpent.
         """
-        known = self._dialect
-        dialect: Dialect | None = known
-        while dialect is not None:
-            spoken = dialect
-            body = spoken.body(request, self.settings.model)
-            try:
-                answered = await self._retried(body, till)
-            except (NoAnswer, *retry.UNREADABLE, TimeoutError) as error:
-                refusal = error
-                dialect = spoken.simpler(error, body) if isinstance(error, Rejected) else None
-                continue
-            if spoken != known:  # kept only now that it is known to help
-                log.info("endpoint takes less than asked", host=self._host, takes=str(spoken))
-                self._dialect = spoken
-            break
-        else:
-            # Raised from nothing: an endpoint may have sent back the key and the images.
-            raise self._meaning(refusal)
-        return await self._settled(answered, till)
+        async with self._places:
+            known = self._dialect
+            dialect: Dialect | None = known
+            while dialect is not None:
+                spoken = dialect
+                body = spoken.body(request, self.settings.model)
+                try:
+                    answered = await self._retried(body, till)
+                except (NoAnswer, *retry.UNREADABLE, TimeoutError) as error:
+                    refusal = error
+                    dialect = spoken.simpler(error, body) if isinstance(error, Rejected) else None
+                    continue
+                if spoken != known:  # kept only now that it is known to help
+                    log.info("endpoint takes less than asked", host=self._host, takes=str(spoken))
+                    self._dialect = spoken
+                break
+            else:
+                # Raised from nothing: an endpoint may have sent back the key and the images.
+                raise self._meaning(refusal)
+        return await self._settled(answered, till)  # while another call has the place
 
     async def _retried(self, body: Mapping[str, Any], till: Till) -> _Answered:
         """One request, tried again while what fails may pass."""
@@ -105,7 +111,7 @@ class Endpoint:
             with attempt:
                 waited_s += await self._rate.acquire(likely, self._patience_s)
                 begun = time.monotonic()
-                async with self._slots:  # for no longer than it takes: what comes before and after is done meanwhile
+                async with self._slots:
                     waited_s += time.monotonic() - begun
                     answered = await self._once(sent, till, size.most, limit or MOST_OUTPUT, likely)
         return answered

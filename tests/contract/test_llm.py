@@ -285,6 +285,24 @@ async def test_a_call_that_waits_to_try_again_lets_others_pass(
     assert max(call.in_flight for call in server.calls) == 1
 
 
+async def test_few_calls_go_in_a_form_that_was_refused() -> None:
+    with ScriptedLLM(formats=("json_object",), latency_s=0.05) as server:
+        async with client(server, max_concurrency=4) as llm:
+            await asyncio.gather(*(llm.ask(ASKED, YES_NO) for _ in range(24)))
+    assert (
+        len([call for call in server.calls if call.status == 400]) <= 5
+    )  # those that the first refusal comes too late for
+
+
+async def test_few_calls_are_sent_into_a_pause() -> None:
+    with ScriptedLLM(latency_s=0.05) as server:
+        server.fail(Fault.RATE_LIMIT_RETRY_AFTER)
+        async with client(server, max_concurrency=4) as llm:
+            await asyncio.gather(*(llm.ask(ASKED, YES_NO) for _ in range(24)))
+    refused_s = server.calls[0].begin_s + server.latency_s
+    assert len([call for call in server.calls if refused_s < call.begin_s < refused_s + 0.9]) <= 5
+
+
 async def test_a_cancelled_call_ends_and_frees_its_place(server: ScriptedLLM) -> None:
     server.fail(Fault.HANG)
     async with client(server, max_concurrency=1, timeout_s=30) as llm:
