@@ -13,8 +13,8 @@ import grpc
 import pyarrow as pa
 
 from hibug2 import messages, schema_edit, schema_text, streams, tables
-from hibug2.connection import PAGE, RunLike, dataset_name, new_id
-from hibug2.errors import RunStopped, from_job, from_rpc
+from hibug2.connection import PAGE, STOPPED, RunLike, dataset_name, full_name, new_id
+from hibug2.errors import RunStopped, from_rpc
 from hibug2.foresight import Foresight
 from hibug2.gate import StartRun, Verdict, Wanted, check_limits, comparable_runs
 from hibug2.insight import Insight, attribute_tags
@@ -32,15 +32,7 @@ from hibug2.v1 import (
 )
 
 _REWATCH_S = 0.5
-# A run in one of these is worked on no more before somebody acts.
-_ENDED = frozenset(
-    {
-        types_pb2.JOB_STATE_SUCCEEDED,
-        types_pb2.JOB_STATE_FAILED,
-        types_pb2.JOB_STATE_CANCELLED,
-        types_pb2.JOB_STATE_PAUSED,
-    }
-)
+_ENDED = frozenset({types_pb2.JOB_STATE_SUCCEEDED, *STOPPED})
 
 
 @dataclass(frozen=True)
@@ -180,7 +172,7 @@ class Client(Insight, Foresight, Repair, Tagging):
         request = attribute_pb2.CreateGenerationRequest(
             parent=parent,
             seed=seed,
-            model=f"{parent}/models/{model}" if model and "/" not in model else model,
+            model=model and full_name(parent, "models", model),
             request_id=new_id(),
             pair_count=pair_count,
             image_count=image_count,
@@ -191,13 +183,7 @@ class Client(Insight, Foresight, Repair, Tagging):
             budget=None if max_cost is None else types_pb2.Budget(amount=max_cost),
         )
         job = self._call(self._attributes.CreateGeneration, request, request.request_id).job
-        watched = self._read(self._attributes.WatchGeneration, attribute_pb2.WatchGenerationRequest(name=job.name))
-        for response in watched:
-            job = response.job
-            if on_progress is not None:
-                on_progress(job)
-        if job.state != types_pb2.JOB_STATE_SUCCEEDED:
-            raise from_job(job)
+        job = self._ended(job, self._attributes.WatchGeneration, attribute_pb2.WatchGenerationRequest, on_progress)
         return self._call(self._attributes.GetGeneration, attribute_pb2.GetGenerationRequest(name=job.name))
 
     def edit_schema(self, dataset: str, edits: Iterable[tuple[str, str]]) -> types_pb2.Schema:
@@ -213,7 +199,7 @@ class Client(Insight, Foresight, Repair, Tagging):
 
     def schema(self, dataset: str, schema: str = "current") -> types_pb2.Schema:
         """A schema of a dataset: the one that runs use, or the one of this id or name."""
-        name = schema if "/" in schema else f"{dataset_name(dataset)}/schemas/{schema}"
+        name = full_name(dataset_name(dataset), "schemas", schema)
         return self._call(self._schemas.GetSchema, schema_pb2.GetSchemaRequest(name=name)).schema
 
     def schemas(self, dataset: str) -> list[types_pb2.Schema]:
@@ -252,13 +238,13 @@ class Client(Insight, Foresight, Repair, Tagging):
         if schema is None:
             schema_name = ""
         elif isinstance(schema, str):
-            schema_name = schema if "/" in schema else f"{parent}/schemas/{schema}"
+            schema_name = full_name(parent, "schemas", schema)
         else:
             schema_name = self.import_schema(dataset, schema).name
         request_id = new_id()
         request = run_pb2.CreateRunRequest(
             dataset=parent,
-            model=model if "/" in model else f"{parent}/models/{model}",
+            model=full_name(parent, "models", model),
             schema=schema_name,
             parameters=run_pb2.RunParameters(
                 max_depth=depth, min_count=min_count, margin=margin, budget=budget, seed=seed, max_cost=max_cost
@@ -323,8 +309,8 @@ class Client(Insight, Foresight, Repair, Tagging):
     def estimate(self, dataset: str, schema: str = "") -> run_pb2.EstimateRunResponse:
         """What a run would ask of language models, step by step; `schema` is an id, else the dataset's own."""
         parent = dataset_name(dataset)
-        name = schema if "/" in schema or not schema else f"{parent}/schemas/{schema}"
-        return self._call(self._runs.EstimateRun, run_pb2.EstimateRunRequest(dataset=parent, schema=name))
+        request = run_pb2.EstimateRunRequest(dataset=parent, schema=schema and full_name(parent, "schemas", schema))
+        return self._call(self._runs.EstimateRun, request)
 
     def report(self, run: RunLike, compared: Mapping[str, str] | None = None) -> bytes:
         """The report of a run, one self-contained HTML file.

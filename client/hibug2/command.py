@@ -538,12 +538,7 @@ def report(
     ] = None,
 ) -> None:
     """Writes the report of a run, one HTML file."""
-    compared: dict[str, str] = {}
-    for text in compare or ():
-        model, equals, method = text.partition("=")
-        if not (model and equals and method):
-            raise UserError("--compare", f"'{text}' is not MODEL=METHOD")
-        compared[model] = method
+    compared = typed.trained_with(compare or (), "--compare", "MODEL=METHOD")
     with session.client() as client:
         found = client.get_run(run)
         html = client.report(found, compared)
@@ -585,6 +580,8 @@ def enumerate_table(
     from hibug2.client import Client, ErrorRule
     from hibug2.embedded import enumeration_address
 
+    if not errors:
+        session.refuse(("--margin", "--top"), "goes with --errors; name a score there, or leave it out")
     columns = [name.strip() for name in scores.split(",") if name.strip()]
     if not columns:
         raise UserError("--scores", "names no column")

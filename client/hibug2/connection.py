@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from hibug2 import messages, streams, traces
 from hibug2.channel import open_channel
-from hibug2.errors import HiBug2Error, UserError, from_rpc
+from hibug2.errors import HiBug2Error, UserError, from_job, from_rpc
 from hibug2.v1 import (
     attribute_pb2_grpc,
     dataset_pb2_grpc,
@@ -33,6 +33,12 @@ DEFAULT_ADDRESS = "localhost:50051"
 # Uploads and reads of whole tables: as long as they flow they are well; this only ends what hangs.
 _STREAM_S = 3600.0
 PAGE = 1000
+# A run in one of these is worked on no more before somebody resumes it.
+STOPPED = {
+    types_pb2.JOB_STATE_FAILED: "failed",
+    types_pb2.JOB_STATE_PAUSED: "is paused",
+    types_pb2.JOB_STATE_CANCELLED: "was cancelled",
+}
 
 _Request = TypeVar("_Request", bound=Message)
 _Response = TypeVar("_Response", bound=Message)
@@ -164,6 +170,26 @@ class Connection:
     def _all(self, make: Callable[[str], Any], method: Callable[..., Any], items: Callable[[Any], Any]) -> list[Any]:
         return [item for page in self._pages(make, method) for item in items(page)]
 
+    def _ended(
+        self,
+        job: types_pb2.Job,
+        watch: Callable[..., Any],
+        request: Callable[..., Any],
+        on_progress: Callable[[types_pb2.Job], object] | None = None,
+    ) -> types_pb2.Job:
+        """The job when it has succeeded, which is waited for; HiBug2Error when it ended otherwise or is paused.
+
+        `watch` is the call that follows it and `request` the kind of its request.
+        """
+        if job.state != types_pb2.JOB_STATE_SUCCEEDED:
+            for response in self._read(watch, request(name=job.name)):
+                job = response.job
+                if on_progress is not None:
+                    on_progress(job)
+        if job.state != types_pb2.JOB_STATE_SUCCEEDED:
+            raise from_job(job)
+        return job
+
     # Names
 
     def _run_name(self, run: RunLike) -> str:
@@ -177,22 +203,19 @@ class Connection:
         return newest[0].name
 
     def _finished(self, run: RunLike, part: str, *, empty_when_skipped: bool = False) -> run_pb2.Run:
-        """The run when it has `part`; FAILED_PRECONDITION when that step is still to come."""
+        """The run when it has `part`; FAILED_PRECONDITION when it has none (yet)."""
         if isinstance(run, run_pb2.Run) and getattr(run, part):
             return run
         found = self.get_run(run)
-        ended_well = found.job.state == types_pb2.JOB_STATE_SUCCEEDED
-        if not getattr(found, part) and not (empty_when_skipped and ended_well):
-            raise HiBug2Error(
-                f"{found.name} has no {part} yet: it is {messages.word(types_pb2.JobState.DESCRIPTOR, found.job.state)}"
-                f"; `hibug2 watch {found.name}` follows it",
-                code="FAILED_PRECONDITION",
-                reason="PRECONDITION",
-            )
-        return found
-
-    def _part(self, run: RunLike, part: str, *, empty_when_skipped: bool = False) -> str:
-        return str(getattr(self._finished(run, part, empty_when_skipped=empty_when_skipped), part))
+        state = found.job.state
+        if getattr(found, part) or (empty_when_skipped and state == types_pb2.JOB_STATE_SUCCEEDED):
+            return found
+        if state in STOPPED:
+            why = f": it {STOPPED[state]}; `hibug2 resume {found.name}` goes on with it"
+        else:
+            word = messages.word(types_pb2.JobState.DESCRIPTOR, state)
+            why = f" yet: it is {word}; `hibug2 watch {found.name}` follows it"
+        raise HiBug2Error(f"{found.name} has no {part}{why}", code="FAILED_PRECONDITION", reason="PRECONDITION")
 
 
 def _call_name(request: Message) -> str:
@@ -205,6 +228,11 @@ def new_id() -> str:
 
 def dataset_name(dataset: str) -> str:
     return dataset if dataset.startswith("datasets/") else f"datasets/{dataset}"
+
+
+def full_name(parent: str, collection: str, given: str) -> str:
+    """The name of what is `given`, an id in a collection of `parent` or a name already."""
+    return given if "/" in given else f"{parent}/{collection}/{given}"
 
 
 def gather(batches: Iterable[pa.RecordBatch], schema: pa.Schema, limit: int | None = None) -> pa.Table:

@@ -128,7 +128,9 @@ def from_rpc(error: grpc.RpcError, *, request_id: str, address: str) -> HiBug2Er
             f"its certificate ({message})"
         )
     elif code == "DEADLINE_EXCEEDED" and not reason:
-        message = f"{address} did not answer in time; try again, or give a longer timeout_s ({message})"
+        message = (
+            f"{address} did not answer in time; try again, or call it from Python with a longer `timeout_s` ({message})"
+        )
     return HiBug2Error(
         message or code,
         code=code,

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from hibug2 import messages
-from hibug2.connection import PAGE, Connection, RunLike, gather
-from hibug2.errors import from_job
-from hibug2.v1 import prediction_pb2, run_pb2, types_pb2
+from hibug2.connection import PAGE, Connection, RunLike, full_name, gather
+from hibug2.v1 import prediction_pb2, run_pb2
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,6 @@ class Foresight(Connection):
         *,
         splits: Sequence[str] = ("test",),
         model: str = "",
-        tagging: str = "",
         min_count: int | None = None,
         seed: int = 0,
         pair_count: int | None = None,
@@ -75,7 +73,7 @@ class Foresight(Connection):
         """Hold what the `methods` predict against the scored instances of `splits`, beside a base rate.
 
         Predictions are made as `predicted` does; beside other methods tag substitution is spared the `pair_count`.
-        `model` and `tagging` are names or ids, the run's own when empty. A slice can be verified when `min_count`
+        `model` is a name or id, the run's own when empty. A slice can be verified when `min_count`
         instances of it are scored (as many as the run's slices need). `seed` draws the random combinations.
         """
         found = self._finished(run, "ranking")
@@ -84,8 +82,7 @@ class Foresight(Connection):
         ]
         request = prediction_pb2.VerifyPredictionsRequest(
             predictions=names,
-            model=model if "/" in model or not model else f"{found.dataset}/models/{model}",
-            tagging=tagging if "/" in tagging or not tagging else f"{found.dataset}/taggings/{tagging}",
+            model=model and full_name(found.dataset, "models", model),
             splits=splits,
             min_count=min_count,
             seed=seed,
@@ -107,13 +104,7 @@ class Foresight(Connection):
             max_per_class=max_per_class,
         )
         job = self._call(self._predictions.CreatePrediction, request).job
-        if job.state != types_pb2.JOB_STATE_SUCCEEDED:
-            watch = prediction_pb2.WatchPredictionRequest(name=job.name)
-            for response in self._read(self._predictions.WatchPrediction, watch):
-                job = response.job
-        if job.state != types_pb2.JOB_STATE_SUCCEEDED:
-            raise from_job(job)
-        return str(job.name)
+        return self._ended(job, self._predictions.WatchPrediction, prediction_pb2.WatchPredictionRequest).name
 
     def _listed(self, prediction: str) -> pa.Table:
         pages = self._pages(

@@ -64,7 +64,7 @@ class Insight(Connection):
             request = slice_pb2.ReadSlicesRequest(parent=parent, filter=filter or "")
             with self._arrow(self._slices.ReadSlices, request) as reader:
                 return _slice_columns(reader.read_all())
-        size = PAGE if limit is None else max(1, min(limit, PAGE))
+        size = _page_size(limit)
         pages = self._pages(
             lambda token: slice_pb2.ListSlicesRequest(
                 parent=parent, page_size=size, page_token=token, filter=filter or "", order_by=order_by or ""
@@ -93,7 +93,7 @@ class Insight(Connection):
         (of all errors, by the families so far).
         """
         parent = self._slices_of(run)
-        size = PAGE if limit is None else max(1, min(limit, PAGE))
+        size = _page_size(limit)
         pages = self._pages(
             lambda token: slice_pb2.ListFamiliesRequest(parent=parent, page_size=size, page_token=token),
             self._slices.ListFamilies,
@@ -121,7 +121,7 @@ class Insight(Connection):
         half are null where it has no scored instance. `seed` chooses the halves.
         """
         parent = self._slices_of(run)
-        size = PAGE if limit is None else max(1, min(limit, PAGE))
+        size = _page_size(limit)
         pages = self._pages(
             lambda token: slice_pb2.ConfirmSlicesRequest(parent=parent, seed=seed, page_size=size, page_token=token),
             self._slices.ConfirmSlices,
@@ -160,7 +160,7 @@ class Insight(Connection):
 
     def _slices_of(self, run: RunLike) -> str:
         """The ranking of a run; a ranking or an enumeration may be named itself."""
-        return run if isinstance(run, str) and run.startswith("datasets/") else self._part(run, "ranking")
+        return run if isinstance(run, str) and run.startswith("datasets/") else self._finished(run, "ranking").ranking
 
 
 def attribute_tags(tags: Mapping[str, str]) -> list[types_pb2.AttributeTag]:
@@ -180,6 +180,10 @@ def check_same_slices(first: run_pb2.Run, second: run_pb2.Run, field: str) -> No
             f"{first.name} and {second.name} did not rank the same slices; run both models with the same schema, "
             "--depth and --min-count on the same instances",
         )
+
+
+def _page_size(limit: int | None) -> int:
+    return PAGE if limit is None else max(1, min(limit, PAGE))
 
 
 def _slice_columns(table: pa.Table) -> pa.Table:

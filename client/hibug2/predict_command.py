@@ -47,6 +47,8 @@ def predict(
     """
     from hibug2 import foresight, messages, show
 
+    if not verify:
+        session.refuse(("--split", "--seed"), "goes with --verify; add that, or leave it out")
     methods = [m.value for m in method or [PredictionMethod.tag_substitution]]
     with session.client() as client:
         found = client.get_run(run)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from hibug2 import messages
-from hibug2.connection import PAGE, Connection, RunLike, gather
-from hibug2.errors import UserError, from_job
-from hibug2.v1 import repair_pb2, run_pb2, types_pb2
+from hibug2.connection import PAGE, Connection, RunLike, full_name, gather
+from hibug2.errors import UserError
+from hibug2.v1 import repair_pb2, run_pb2
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,7 @@ class Repair(Connection):
             ),
         )
         job = self._call(self._repair.CreateSelection, request).job
-        if job.state != types_pb2.JOB_STATE_SUCCEEDED:
-            watch = repair_pb2.WatchSelectionRequest(name=job.name)
-            for response in self._read(self._repair.WatchSelection, watch):
-                job = response.job
-        if job.state != types_pb2.JOB_STATE_SUCCEEDED:
-            raise from_job(job)
+        job = self._ended(job, self._repair.WatchSelection, repair_pb2.WatchSelectionRequest)
         told = self._call(self._repair.GetSelection, repair_pb2.GetSelectionRequest(name=job.name))
         return Selection(
             name=job.name,
@@ -182,8 +177,7 @@ class Repair(Connection):
                 raise UserError(
                     "method", f"{run.name} has no {trained_with} picks that '{model}' could be trained with"
                 )
-            name = model if "/" in model else f"{run.dataset}/models/{model}"
-            one = repair_pb2.ComparedModel(model=name, selection=selection)
+            one = repair_pb2.ComparedModel(model=full_name(run.dataset, "models", model), selection=selection)
             if rival:
                 one.method = _method(rival)
             compared.append(one)

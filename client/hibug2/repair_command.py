@@ -4,13 +4,32 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
+from hibug2 import typed
 from hibug2.errors import UserError
 from hibug2.session import SHOWN, LimitOption, RunArgument, Session, written
+
+if TYPE_CHECKING:
+    from hibug2.repair import PickRules
+
+# What only picks go by.
+_OF_PICKS = (
+    "--method",
+    "--rival",
+    "--budget",
+    "--seed",
+    "--per-class",
+    "--exclude",
+    "--without-near-copies",
+    "--spread",
+    "--one-per-family",
+    "--embeddings",
+    "--out",
+)
 
 
 class PickMethod(StrEnum):
@@ -85,32 +104,20 @@ def repair(
     to photograph, and with --json how to ask an image generator for it. --compare looks at the scores of the test
     split, or of --split.
     """
-    from hibug2 import messages, picks_file, show
     from hibug2.repair import PickRules
-    from hibug2.v1 import run_pb2
 
-    write = picks_file.writer(out) if out else None
     if compare:
-        with session.client() as client:
-            found = client.get_run(run)
-            rows = messages.rows(
-                client.compare_repair(found, _models(compare), split or "test", repaired=repaired or ())
-            )
-        if session.json:
-            session.document({"run": found.name, "outcomes": rows})
-        else:
-            show.outcomes(rows, session.out)
+        unused = ("--collect", "--wanted", "--limit", *_OF_PICKS)
+        session.refuse(unused, "does nothing with --compare; leave one of the two out")
+        models = typed.trained_with(compare, "--compare", "MODEL=PICKS")
+        _compare(session, run, models, split or "test", repaired or [])
         return
+    session.refuse(("--slice",), "goes with --compare; add that, or leave it out")
     if collect:
-        with session.client() as client:
-            found = client.get_run(run)
-            rows = messages.rows(client.data_needs(found, wanted, split))
-        if session.json:
-            session.document({"run": found.name, "needs": rows[:limit]})
-        else:
-            most = limit or SHOWN
-            show.needs(rows[:most], session.out, more=len(rows) > most)
+        session.refuse(_OF_PICKS, "does nothing with --collect; leave one of the two out")
+        _collect(session, run, wanted, split, limit)
         return
+    session.refuse(("--wanted",), "goes with --collect; add that, or leave it out")
     rules = PickRules(
         class_quota=per_class,
         exclude=_ids(exclude) if exclude else (),
@@ -120,6 +127,55 @@ def repair(
         embeddings=embeddings,
     )
     rivals = [r.value for r in rival or ()]
+    _pick(session, run, method, rivals, budget=budget, split=split, seed=seed, rules=rules, out=out, limit=limit)
+
+
+def _compare(session: Session, run: str, models: dict[str, str], split: str, repaired: list[int]) -> None:
+    """What the `models` gained that were trained with picks."""
+    from hibug2 import messages, show
+
+    with session.client() as client:
+        found = client.get_run(run)
+        rows = messages.rows(client.compare_repair(found, models, split, repaired=repaired))
+    if session.json:
+        session.document({"run": found.name, "outcomes": rows})
+    else:
+        show.outcomes(rows, session.out)
+
+
+def _collect(session: Session, run: str, wanted: int, split: str, limit: int | None) -> None:
+    """What to collect where the pool has too little."""
+    from hibug2 import messages, show
+
+    with session.client() as client:
+        found = client.get_run(run)
+        rows = messages.rows(client.data_needs(found, wanted, split))
+    if session.json:
+        session.document({"run": found.name, "needs": rows[:limit]})
+    else:
+        most = limit or SHOWN
+        show.needs(rows[:most], session.out, more=len(rows) > most)
+
+
+def _pick(
+    session: Session,
+    run: str,
+    method: PickMethod,
+    rivals: list[str],
+    *,
+    budget: int | None,
+    split: str,
+    seed: int | None,
+    rules: PickRules,
+    out: Path | None,
+    limit: int | None,
+) -> None:
+    """The picks of the run where nothing else is asked for, else those of a selection that is made."""
+    from hibug2 import messages, picks_file, show
+    from hibug2.repair import PickRules
+    from hibug2.v1 import run_pb2
+
+    write = picks_file.writer(out) if out else None
     document: dict[str, Any] = {}
     methods: list[dict[str, Any]] = []
     with session.client() as client:
@@ -153,17 +209,6 @@ def repair(
         show.picked_methods(methods, session.out)
     if out:
         session.out.print(Text(f"{len(rows):,} picks in {out}"), soft_wrap=True)
-
-
-def _models(texts: list[str]) -> dict[str, str]:
-    """Model to what it was trained with."""
-    found: dict[str, str] = {}
-    for text in texts:
-        model, equals, picks = text.partition("=")
-        if not (model and equals and picks):
-            raise UserError("--compare", f"'{text}' is not MODEL=PICKS")
-        found[model] = picks
-    return found
 
 
 def _ids(path: Path) -> list[str]:

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,6 +48,7 @@ class Session:
     address: str | None = None
     json: bool = False
     debug: bool = False
+    named: frozenset[str] = frozenset()  # the options that were typed, as "--limit"
 
     @property
     def out(self) -> Console:
@@ -62,6 +63,12 @@ class Session:
         from hibug2.client import Client
 
         return Client(self.address)
+
+    def refuse(self, options: Iterable[str], why: str) -> None:
+        """UserError with `why` for the first of `options` that was typed, since it would do nothing."""
+        for option in options:
+            if option in self.named:
+                raise UserError(option, why)
 
     def document(self, value: Any) -> None:
         """Write the one JSON document of this call to stdout."""
@@ -107,7 +114,11 @@ def verb(
         def call(*, ctx: typer.Context, address: str | None, as_json: bool, debug: bool, **given: Any) -> None:
             base: Session = ctx.obj
             session = replace(
-                base, address=address or base.address, json=as_json or base.json, debug=debug or base.debug
+                base,
+                address=address or base.address,
+                json=as_json or base.json,
+                debug=debug or base.debug,
+                named=_named(ctx),
             )
             # gRPC's own log lines would stand between ours.
             os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -127,6 +138,13 @@ def verb(
         return function
 
     return register
+
+
+def _named(ctx: typer.Context) -> frozenset[str]:
+    """The options that were typed, also those that were given their default."""
+    sources = {option.opts[0]: ctx.get_parameter_source(option.name or "") for option in ctx.command.params}
+    # By its name: which module holds the enum depends on the version of typer.
+    return frozenset(option for option, source in sources.items() if source and source.name == "COMMANDLINE")
 
 
 def _exit_code(error: HiBug2Error) -> int:

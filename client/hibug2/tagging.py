@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 import pyarrow as pa
 
 from hibug2 import messages
-from hibug2.connection import PAGE, Connection, dataset_name, gather, new_id
-from hibug2.errors import HiBug2Error, from_job
+from hibug2.connection import PAGE, Connection, dataset_name, full_name, gather, new_id
+from hibug2.errors import HiBug2Error
 from hibug2.v1 import schema_pb2, tagging_pb2, types_pb2
 
 DEAD = pa.schema(
@@ -41,7 +41,7 @@ class Tagging(Connection):
         tagging itself. A tagging that pauses because it is spent goes on when it is asked for with a higher one.
         """
         parent = dataset_name(dataset)
-        name = schema if "/" in schema else f"{parent}/schemas/{schema}"
+        name = full_name(parent, "schemas", schema)
         if schema == "current":
             name = self._call(self._schemas.GetSchema, schema_pb2.GetSchemaRequest(name=name)).schema.name
         kind = messages.number(tagging_pb2.Priority.DESCRIPTOR, priority, "priority") if priority else 0
@@ -109,19 +109,8 @@ class Tagging(Connection):
             budget=None if budget is None else types_pb2.Budget(amount=budget),
         )
         job = self._call(self._taggings.CreateTagCheck, request, request.request_id).job
-        if job.state != types_pb2.JOB_STATE_SUCCEEDED:
-            watch = tagging_pb2.WatchTagCheckRequest(name=job.name)
-            for response in self._read(self._taggings.WatchTagCheck, watch):
-                job = response.job
-                if on_progress is not None:
-                    on_progress(job)
-        if job.state != types_pb2.JOB_STATE_SUCCEEDED:
-            raise from_job(job)
+        job = self._ended(job, self._taggings.WatchTagCheck, tagging_pb2.WatchTagCheckRequest, on_progress)
         return self._call(self._taggings.GetTagCheck, tagging_pb2.GetTagCheckRequest(name=job.name)).quality
-
-    def cancel_check(self, name: str) -> types_pb2.Job:
-        """Stop a check; what is tagged again is kept, and asked for again it goes on."""
-        return self._call(self._taggings.CancelTagCheck, tagging_pb2.CancelTagCheckRequest(name=name)).job
 
     def tag_quality(self, parent: str, schema: str = "") -> tagging_pb2.TagQuality:
         """What the last check of a tagging, or of the newest tagging of a dataset that was checked, found.

@@ -80,11 +80,14 @@ def quality(
 
     Slices of doubtful attributes are marked as such; --filter "doubtful = 0" leaves them out.
     """
-    from hibug2 import messages, show
+    from hibug2 import messages, progress, show
 
+    if not check:
+        session.refuse(("--sample", "--seed", "--max-cost"), "goes with --check; add that, or leave it out")
     with session.client() as client:
         if check:
-            found = client.check_tags(parent, sample_count=sample, seed=seed, budget=max_cost)
+            with progress.of_job(session.err) as tell:
+                found = client.check_tags(parent, sample_count=sample, seed=seed, budget=max_cost, on_progress=tell)
         else:
             found = client.tag_quality(parent)
     if session.json:

@@ -1,4 +1,4 @@
-"""Tags as they are typed on a command line: "pose: sitting, lying"."""
+"""Tags, and models with their picks, as they are typed on a command line: "pose: sitting, lying", v2=random."""
 
 from __future__ import annotations
 
@@ -39,6 +39,19 @@ def severity(text: str, field: str) -> tuple[str, float, float]:
     rest, limit = _limit(text, field, "grave: 0.3=0.02")
     name, below = _attribute(rest, field)
     return name, _number(below, text, field, "grave: 0.3=0.02"), limit
+
+
+def trained_with(texts: Iterable[str], field: str, form: str) -> dict[str, str]:
+    """Model to the picks that it was trained with, from texts of the `form` MODEL=PICKS. UserError for others."""
+    found: dict[str, str] = {}
+    for text in texts:
+        model, _, picks = text.partition("=")
+        if not model or not picks:
+            raise UserError(field, f"'{text}' is not {form}")
+        if model in found:
+            raise UserError(field, f"names '{model}' twice; compare it with one kind of picks")
+        found[model] = picks
+    return found
 
 
 def _limit(text: str, field: str, example: str) -> tuple[str, float]:

@@ -35,7 +35,6 @@ from hibug2.v1 import (
     types_pb2,
 )
 
-PIECE = 1 << 20
 RANKING = "datasets/bears/rankings/r1"
 
 

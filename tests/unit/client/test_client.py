@@ -278,6 +278,17 @@ def test_results_of_a_run_that_is_not_there_yet(client, gateway):
         assert caught.value.code == "FAILED_PRECONDITION"
 
 
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [(FAILED, "it failed"), (types_pb2.JOB_STATE_PAUSED, "it is paused"), (CANCELLED, "it was cancelled")],
+)
+def test_a_run_that_ended_before_its_results_is_to_be_resumed(client, gateway, state, words):
+    gateway.add_run(state=state)
+    with pytest.raises(HiBug2Error, match=f"has no ranking: {words}; `hibug2 resume runs/abc`") as caught:
+        client.slices("abc")
+    assert caught.value.code == "FAILED_PRECONDITION"
+
+
 def test_a_run_that_left_steps_out_has_empty_results(client, gateway):
     run = gateway.add_run(prediction="")
     del run.selections[:]

@@ -105,6 +105,7 @@ def test_datasets(hibug2, photos):
         (["scores", "add", "bears", "v1", "none.csv"], "none.csv: there is no such file"),
         (["enumerate", "none.csv", "--scores", "s", "--out", "nowhere/x.parquet"], "--out: there is no folder"),
         (["enumerate", "none.csv", "--scores", ",", "--out", "x.parquet"], "--scores: names no column"),
+        (["enumerate", "t.csv", "--scores", "s", "--top", "3", "--out", "x.parquet"], "--top: goes with --errors"),
         (["dataset", "create", "bears"], "--images"),
         (["dataset", "create", "bears", "--images", ".", "--task", "sorting"], "--task"),
         (["run", "bears"], "--model"),

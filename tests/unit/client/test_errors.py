@@ -34,6 +34,12 @@ def test_a_server_that_is_away_is_named_with_the_remedy():
     assert (caught.value.code, caught.value.reason) == ("UNAVAILABLE", "UNREACHABLE")
 
 
+def test_a_server_that_is_too_slow_is_named_with_what_anyone_can_do(client, gateway):
+    gateway.faults = [grpc.StatusCode.DEADLINE_EXCEEDED]
+    with pytest.raises(HiBug2Error, match="did not answer in time; try again, or call it from Python with a longer"):
+        client.datasets()
+
+
 def test_input_that_is_refused_here_looks_the_same():
     error = UserError("images", "holds no rows")
     assert isinstance(error, HiBug2Error)

@@ -111,6 +111,12 @@ def test_the_verb_shows_each_method_in_its_own_way(hibug2):
     assert "Invalid value" in hibug2("--method", "guess", code=2).stderr
 
 
+@pytest.mark.parametrize("option", [["--split", "pool"], ["--seed", 0]])
+def test_what_only_a_verification_takes_is_refused_without_one(hibug2, gateway, option):
+    assert hibug2(*option, code=2).stderr.startswith(f"error: {option[0]}: goes with --verify")
+    assert not gateway.requests
+
+
 def test_the_verb_verifies(hibug2, gateway):
     text = hibug2("--verify", "--method", "tag_substitution", "--method", "prior").stdout
     assert "1,200 scored instances of test; overall mean 0.750" in text

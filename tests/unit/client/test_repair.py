@@ -181,3 +181,22 @@ def test_the_command_says_what_a_repair_brought(hibug2, gateway):
     assert [row["method"] for row in document["outcomes"]] == ["original", "random"]
     assert gateway.requests[-1].split == "validation"
     assert "MODEL=PICKS" in hibug2("repair", "abc", "--compare", "v2", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "refused"),
+    [
+        (["--collect", "--out", "p.csv"], "--out: does nothing with --collect"),
+        (["--collect", "--method", "lowest_mean"], "--method: does nothing with --collect"),
+        (["--collect", "--slice", "1"], "--slice: goes with --compare"),
+        (["--compare", "v2=random", "--out", "p.csv"], "--out: does nothing with --compare"),
+        (["--compare", "v2=random", "--spread"], "--spread: does nothing with --compare"),
+        (["--compare", "v2=random", "--collect"], "--collect: does nothing with --compare"),
+        (["--wanted", "3"], "--wanted: goes with --collect"),
+        (["--slice", "1"], "--slice: goes with --compare"),
+    ],
+)
+def test_an_option_of_another_question_is_refused(hibug2, gateway, arguments, refused):
+    gateway.add_run()
+    assert refused in hibug2("repair", "abc", *arguments, code=2).stderr
+    assert not gateway.requests

@@ -74,12 +74,9 @@ class Service(tagging_pb2_grpc.TaggingServiceServicer, schema_pb2_grpc.SchemaSer
 
     def WatchTagCheck(self, request, context):
         for state in (types_pb2.JOB_STATE_RUNNING, self.ends):
-            job = types_pb2.Job(name=request.name, state=state, message="0.50 of 0.50 USD is spent")
+            figures = {"step": "tagging", "done_count": 40, "total_count": 1200}
+            job = types_pb2.Job(name=request.name, state=state, message="0.50 of 0.50 USD is spent", **figures)
             yield tagging_pb2.WatchTagCheckResponse(job=job)
-
-    def CancelTagCheck(self, request, context):
-        job = types_pb2.Job(name=request.name, state=types_pb2.JOB_STATE_CANCELLED)
-        return tagging_pb2.CancelTagCheckResponse(job=job)
 
     def GetTagCheck(self, request, context):
         return tagging_pb2.GetTagCheckResponse(quality=self.quality)
@@ -115,10 +112,10 @@ def client(service):
 
 @pytest.fixture
 def command(service):
-    def run(*arguments: str, of: str = "tagging") -> str:
+    def run(*arguments: str, of: str = "tagging", err: bool = False, code: int = 0) -> str:
         result = CliRunner().invoke(app, ["--address", service.address, of, *arguments])
-        assert result.exit_code == 0, result.output
-        return result.stdout
+        assert result.exit_code == code, result.output
+        return result.stderr if err else result.stdout
 
     return run
 
@@ -189,7 +186,6 @@ def test_tags_are_checked_and_what_is_found_is_waited_for(given, tagging, client
     assert (request.parent, request.tagging) == ("datasets/bears", tagging)
     assert (request.sample_count, request.seed, request.budget.amount) == (40, 3, 0.5)
     assert [job.state for job in seen] == [types_pb2.JOB_STATE_RUNNING, types_pb2.JOB_STATE_SUCCEEDED]
-    assert client.cancel_check(CHECK).state == types_pb2.JOB_STATE_CANCELLED
 
 
 def test_a_check_that_pauses_says_why(client, service):
@@ -209,6 +205,16 @@ def test_quality_is_shown_and_only_a_check_pays(command, service):
     document = json.loads(command("quality", NAME, "--check", "--sample", "40", "--max-cost", "1", "--json"))
     assert document["attributes"][0]["retagged"] == {"compared_count": 100, "share": 0.71, "kappa": 0.417}
     assert service.requests[-1].sample_count == 40
+
+
+def test_a_check_shows_its_progress(command):
+    assert command("quality", "bears", "--check", err=True) == "tagging: 40 of 1,200\n"
+
+
+@pytest.mark.parametrize("option", ["--sample", "--seed", "--max-cost"])
+def test_what_only_a_check_takes_is_refused_without_one(command, service, option):
+    assert command("quality", "bears", option, "3", err=True, code=2).startswith(f"error: {option}: goes with --check")
+    assert not service.requests
 
 
 def test_the_schema_is_shown_with_its_doubts(command, service, client):

@@ -51,3 +51,12 @@ def test_a_severity_is_a_name_how_far_and_a_limit():
     for text in ("grave: 0.3", "grave=0.02", "grave: x=0.02", ": 0.3=0.02", "grave: 0.3=2"):
         with pytest.raises(UserError, match=r"^--severity: "):
             typed.severity(text, "--severity")
+
+
+def test_models_come_with_their_picks():
+    assert typed.trained_with(["v2=random", "v3=s1#margin"], "--compare", "") == {"v2": "random", "v3": "s1#margin"}
+    for text in ("v2", "v2=", "=random"):
+        with pytest.raises(UserError, match=f"^--compare: '{text}' is not MODEL=PICKS"):
+            typed.trained_with([text], "--compare", "MODEL=PICKS")
+    with pytest.raises(UserError, match="names 'v2' twice"):
+        typed.trained_with(["v2=random", "v2=lowest_mean"], "--compare", "MODEL=PICKS")
