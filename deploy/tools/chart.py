@@ -2,7 +2,8 @@
 
 - `values.schema.json`, definitions `settings…`: the HIBUG2_ variables that each service's Settings class reads, less
   those that the chart sets itself.
-- `README.md`, the table of values: the `# --` comments of `values.yaml`.
+- `README.md`, the table of values: the `# --` comments of `values.yaml`; and where the other components' defaults are
+  not the gateway's.
 """
 
 from __future__ import annotations
@@ -106,13 +107,33 @@ def documented(text: str) -> Iterator[Value]:
             above = []
 
 
+def differing(text: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Each block of a component but the gateway's: key -> default, where `text`, a values.yaml, has another there."""
+    values = yaml.safe_load(text)
+
+    def flat(block: Mapping[str, Any]) -> dict[str, str]:
+        scaling = {f"autoscaling.{key}": value for key, value in block["autoscaling"].items()}
+        return {key: json.dumps(value) for key, value in {**block, **scaling}.items() if key != "autoscaling"}
+
+    first = flat(values["gateway"])
+    for name in COMPONENTS:
+        if name != "gateway":
+            yield name, {key: default for key, default in flat(values[name]).items() if default != first[key]}
+
+
 def with_table(readme: str, values: str) -> str:
-    """The chart's README with the table of `values` between its marks."""
+    """The chart's README with the tables of `values` between its marks."""
     rows = [f"| `{v.path}` | `{v.default}` | {v.description} |" for v in documented(values)]
+    others = [
+        f"| `{name}` | {', '.join(f'`{key}: {default}`' for key, default in found.items()) or 'none'} |"
+        for name, found in differing(values)
+    ]
     head, _, rest = readme.partition(_BEGIN)
     tail = rest.partition(_END)[2]
-    table = "\n".join(["| value | default | |", "|---|---|---|", *rows])
-    return f"{head}{_BEGIN}\n{table}\n{_END}{tail}"
+    lines = ["| value | default | |", "|---|---|---|", *rows, ""]
+    lines += ["The other components have the keys of `gateway`, and its defaults but for these:", ""]
+    lines += ["| block | defaults of its own |", "|---|---|", *others]
+    return "\n".join([f"{head}{_BEGIN}", *lines, f"{_END}{tail}"])
 
 
 def written() -> dict[Path, str]:

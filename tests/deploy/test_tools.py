@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from deploy.images import build, trim
 from deploy.local import __main__ as local
@@ -137,3 +139,14 @@ def test_a_table_row_is_a_commented_value_with_its_path() -> None:
     text = "a:\n  # -- First,\n  # and more.\n  b: [1]\n  c: 2\n# Not for the table.\nd: 3\n# -- Whole.\ne:\n  f: 4\n"
     rows = [(v.path, v.default, v.description) for v in chart.documented(text)]
     assert rows == [("a.b", "[1]", "First, and more."), ("e", '{"f": 4}', "Whole.")]
+
+
+def test_a_component_is_told_by_where_its_defaults_are_not_the_gateways() -> None:
+    text = (chart.CHART / "values.yaml").read_text()
+    found = dict(chart.differing(text))
+    values = yaml.safe_load(text)
+    assert found.keys() == chart.COMPONENTS.keys() - {"gateway"}
+    assert found["taggingWorkers"]["replicas"] == "2"
+    assert found["taggingWorkers"]["autoscaling.target"] == "20"
+    assert "maxUnavailable" not in found["taggingWorkers"]
+    assert json.loads(found["attribute"]["resources"]) == values["attribute"]["resources"]

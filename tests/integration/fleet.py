@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
-from asyncio.subprocess import DEVNULL
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -87,27 +84,11 @@ class Fleet:
 
             self._exits.push_async_callback(end)
 
-    async def work_apart(self) -> asyncio.subprocess.Process:
-        """Start a worker as a process of its own."""
-        changed = {name: getattr(self.settings, name) for name in self.settings.model_fields_set}
-        changed["llm_api_key"] = "secret"
-        changed["image_prefixes"] = ",".join(self.settings.image_prefixes)
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("HIBUG2_")}
-        environment |= {f"HIBUG2_{name.upper()}": str(value) for name, value in changed.items()}
-        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "client")])
-        command = [sys.executable, "-m", "services.tagging", "worker"]
-        process = await asyncio.create_subprocess_exec(
-            *command, env=environment, cwd=ROOT, stdout=DEVNULL, stderr=DEVNULL
-        )
-        self._exits.push_async_callback(_kill, process)
-        return process
-
     async def create(
         self,
         stub: Stub,
         schema: Schema,
         dataset: str = "pets",
-        metadata: Any = None,
         team: str = "default",
         **more: Any,
     ) -> types_pb2.Job:
@@ -131,12 +112,6 @@ class Fleet:
 
     def manifest(self, job: types_pb2.Job) -> Manifest:
         return self.artifacts.manifest(parse(job.name, "taggings", "name"))
-
-
-async def _kill(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        process.kill()
-        await process.wait()
 
 
 class Gates:

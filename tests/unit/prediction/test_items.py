@@ -13,7 +13,7 @@ from services.prediction.items import row_keys, within_caps
         lambda d: st.lists(st.lists(st.integers(-1, 71_999), min_size=d, max_size=d), max_size=20)
     ),
 )
-def testrow_keys_order_rows_at_any_width(n_items, rows):
+def test_row_keys_order_rows_at_any_width(n_items, rows):
     rows = [[min(i, n_items - 1) for i in row] for row in rows]
     items = np.array(rows, np.int32).reshape(len(rows), -1 if rows else 3)
     keys = row_keys(items, n_items)
