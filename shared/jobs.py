@@ -97,6 +97,7 @@ class Progress:
 
 
 Work = Callable[[Progress], Awaitable[None]]
+Rests = Callable[[], Awaitable[types_pb2.Job | None]]
 
 
 class Jobs:
@@ -111,8 +112,11 @@ class Jobs:
     def _key(self, name: str, what: str = "state") -> str:
         return f"hibug2:job:{self._service}:{context.team.get()}:{name}:{what}"
 
-    async def create(self, name: str, work: Work) -> types_pb2.Job:
-        """Start `work` unless its artifact is there or somebody is at it; returns the job as it now stands."""
+    async def create(self, name: str, work: Work, rests: Rests | None = None) -> types_pb2.Job:
+        """Start `work` unless its artifact is there or somebody is at it; returns the job as it now stands.
+
+        `rests` is asked when nobody else can be at it: it may give the job as it came to rest, and nothing is started.
+        """
         if await self._is_complete(name):
             return _finished(name)
         token = uuid.uuid4().hex
@@ -124,6 +128,11 @@ class Jobs:
         if await self._is_complete(name):  # another finished it between the first look and the lease
             await self._redis.eval(_RELEASE, 1, self._key(name, "lease"), token)
             return _finished(name)
+        rested = None if rests is None else await rests()
+        if rested is not None:
+            await self._save(rested)  # the lease was shown as work
+            await self._redis.eval(_RELEASE, 1, self._key(name, "lease"), token)
+            return rested
         task = asyncio.create_task(self._run(job, token, work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -14,7 +14,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from shared.errors import Violation, refuse
 
@@ -94,6 +98,16 @@ class Schema:
     def schema_id(self) -> str:
         text = json.dumps(schema_to_json(self), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @cached_property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """(attribute, tag) of each item, in item order."""
+        return tuple((a.name, tag) for a in self.attributes for tag in a.tags)
+
+    @property
+    def tag_counts(self) -> NDArray[np.int64]:
+        """(A,) tags of each attribute."""
+        return np.array([len(a.tags) for a in self.attributes], dtype=np.int64)
 
     def names(self) -> tuple[str, ...]:
         return tuple(a.name for a in self.attributes)

@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from services.attribute.difficulty import proposed
-from services.attribute.interview import Interview, together
+from services.attribute.interview import Interview
 from services.attribute.normalise import COMPARISON, Gathering
 from services.attribute.sample import Sample
+from shared.llm import together
 from shared.prompting import Prompt
 
 Pairs = npt.NDArray[np.int64]

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from services.attribute.interview import Interview, together
+from services.attribute.interview import Interview
 from services.attribute.normalise import Proposed
 from services.attribute.questions import Questions, form_of
+from shared.llm import together
 from shared.schema import Category
 
 

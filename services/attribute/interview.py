@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from services.attribute.questions import form_of
 from shared import logs
@@ -13,7 +13,6 @@ from shared.llm import LLM, Check, Usage, WrongAnswer
 from shared.prompting import Prompt
 
 log = logs.get("attribute.interview")
-T = TypeVar("T")
 
 
 @dataclass
@@ -92,14 +91,3 @@ class Interview:
             with prompt.in_logs():
                 log.warning("question passed over", reason=wrong.reason, error=str(wrong))
             return None
-
-
-async def together(questions: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """What `questions` give, in their order, asked side by side; the first failure ends the others."""
-    tasks = [asyncio.create_task(question) for question in questions]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 from services.attribute import normalise, tagsets
 from services.attribute.comparison import choose_pairs, compare
 from services.attribute.difficulty import ask_difficulty, proposed
-from services.attribute.interview import Interview, Tally, together
+from services.attribute.interview import Interview, Tally
 from services.attribute.normalise import DIFFICULTY, DIRECT, USER, Candidate, Dropped, Gathering, Merged, Proposed
 from services.attribute.questions import Questions, form_of
 from services.attribute.sample import Sample
 from shared import logs
 from shared.errors import invalid
-from shared.llm import LLM, Usage, WrongAnswer
+from shared.llm import LLM, Usage, WrongAnswer, together
 from shared.schema import MAX_ATTRIBUTES, Attribute, Category, Schema, Task, check_schema, is_name
 from shared.text import TextEncoder
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from shared.errors import invalid
-from shared.prompting import Prompt, load_prompt
+from shared.prompting import Prompt, load_question
 
 SERVICE = "attribute"
 
@@ -46,11 +46,7 @@ def load_questions(root: Path, task: str) -> Questions:
     Raises NotFound when one is not there, InvalidInput when one cannot be read or says no form for its answer.
     """
 
-    def load(name: str) -> Prompt:
-        prompt = load_prompt(SERVICE, name, task, root=root)
-        if prompt.schema is None:
-            raise invalid(f"prompts/{SERVICE}/{name}.schema.json", "is missing: it is the form of the answer")
-        return prompt
+    load = partial(load_question, SERVICE, task=task, root=root)
 
     def has(name: str) -> bool:
         return (root / SERVICE / f"{name}.{task}.md").is_file()

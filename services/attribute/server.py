@@ -15,7 +15,6 @@ from redis.asyncio import Redis
 
 from hibug2.v1 import attribute_pb2 as pb
 from hibug2.v1 import attribute_pb2_grpc as rpc
-from hibug2.v1 import types_pb2
 from services.attribute.catalogue import catalogue, catalogue_measures, measurable, measured_attributes
 from services.attribute.config import Settings
 from services.attribute.difficulty import confusable_pairs
@@ -28,12 +27,12 @@ from services.attribute.questions import Questions, load_questions
 from services.attribute.sample import SHOWN_SIDE_PX, Sample, given_attributes, sample_rows, take_sample
 from shared.images.reader import ImageReader
 from shared.jobs import Jobs, Paused, Progress
-from shared.llm import LLM, Account, BudgetSpent, Usage, llm_from
+from shared.llm import LLM, Account, BudgetSpent, llm_from
 from shared.names import Name, content_id, parse
 from shared.prompting import prompts_root
 from shared.queue.stream import connect
 from shared.rpc import context as call
-from shared.rpc.costs import estimated_cost
+from shared.rpc.costs import estimated_cost, spent_cost
 from shared.rpc.provenance import provenance_proto
 from shared.rpc.schemas import schema_proto
 from shared.rpc.server import RunningServer, start
@@ -248,7 +247,7 @@ async def _propose(
     def tell(tally: Tally) -> None:
         progress.step = tally.step
         progress.update(tally.done, tally.total)
-        progress.cost = _cost(tally.usage)
+        progress.cost = spent_cost(tally.usage)
 
     return await propose_schema(
         llm,
@@ -285,16 +284,6 @@ def _unnamed(main_objects: Sequence[str]) -> str:
 
 def _attributes_json(attributes: tuple[Attribute, ...]) -> object:
     return schema_to_json(Schema(Task.CLASSIFICATION, (), attributes))["attributes"]
-
-
-def _cost(usage: Usage) -> types_pb2.Cost:
-    return types_pb2.Cost(
-        call_count=usage.calls,
-        input_token_count=usage.input_tokens,
-        output_token_count=usage.output_tokens,
-        amount=usage.amount,
-        currency=usage.currency,
-    )
 
 
 async def start_server(settings: Settings) -> RunningServer:

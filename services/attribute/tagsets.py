@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from services.attribute.interview import Interview, together
+from services.attribute.interview import Interview
 from services.attribute.normalise import Candidate, clean_tags, tag_key
 from services.attribute.questions import form_of
 from services.attribute.sample import Sample
-from shared.llm import WrongAnswer
+from shared.llm import WrongAnswer, together
 from shared.prompting import Prompt
 from shared.schema import NOT_VISIBLE
 from shared.text import TextEncoder

@@ -11,9 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from services.enumeration.compiled import compiled
 from services.enumeration.fixed_point import ScoreColumn, score_columns
-from services.enumeration.lattice import Codes, item_offsets
+from services.enumeration.lattice import Codes, checked_scores, checked_tag_counts, item_offsets
 from services.enumeration.work_units import in_parts
-from shared.errors import invalid
 
 
 @dataclass(frozen=True)
@@ -53,15 +52,9 @@ class Encoded:
 
 def encode(codes: Codes, tag_counts: ArrayLike, scores: NDArray[np.float64] | None, min_count: int) -> Encoded:
     """`codes` (N, A), `tag_counts` (A,) and `scores` (N, K) or None for the kernels; InvalidInput where they clash."""
-    counts = np.asarray(tag_counts, dtype=np.int64)
-    if codes.ndim != 2 or codes.dtype not in (np.uint8, np.uint16):
-        raise invalid(
-            "codes", f"is {codes.ndim}-dimensional {codes.dtype}; give (instances, attributes) of uint8 or uint16"
-        )
-    if counts.shape != codes.shape[1:]:
-        raise invalid("tag_counts", f"has shape {counts.shape}; give one count for each of {codes.shape[1]} attributes")
+    counts = checked_tag_counts(codes, tag_counts)
     if scores is not None:
-        _check_scores(scores, len(codes))
+        scores = checked_scores(scores, len(codes))
     codes = cast(Codes, np.ascontiguousarray(codes))
     offsets = item_offsets(counts)
     rows_of_item = _sums_by_item(codes, offsets, np.ones(len(codes), dtype=np.int64))
@@ -78,17 +71,6 @@ def encode(codes: Codes, tag_counts: ArrayLike, scores: NDArray[np.float64] | No
         firsts=np.searchsorted(item_ids, offsets).astype(np.int64),
         columns=score_columns(scores),
     )
-
-
-def _check_scores(scores: NDArray[np.float64], n_rows: int) -> None:
-    if scores.ndim != 2 or len(scores) != n_rows:
-        raise invalid("scores", f"has shape {scores.shape}; give ({n_rows}, models)")
-    outside = (scores < 0.0) | (scores > 1.0)
-    if outside.any():
-        row, column = np.argwhere(outside)[0]
-        raise invalid(
-            "scores", f"row {row}, column {column} is {scores[row, column]}; scores lie in 0 to 1, NaN is not scored"
-        )
 
 
 def item_sums(table: Encoded, values: NDArray[np.int64]) -> NDArray[np.int64]:

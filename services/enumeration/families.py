@@ -214,18 +214,12 @@ def _jaccard(extents: Extents, a: NDArray[np.int64], b: NDArray[np.int64], look:
 class Cover:
     """Slices in the order in which they cover most of the errors not covered yet.
 
-    order: (C,) int64, positions of the slices. new_share, share: (C,) float64, the part of all lost score that the
-    slice adds, and that it and those before it hold.
+    order: (C,) int64, positions of the slices. share: (C,) float64, the part of all lost score that the slice and those
+    before it hold.
     """
 
     order: NDArray[np.int64]
-    new_share: NDArray[np.float64]
     share: NDArray[np.float64]
-
-    def needed(self, share: float) -> int | None:
-        """How many of the slices hold `share` of the errors; None when all together do not."""
-        enough = np.flatnonzero(self.share >= share - 1e-12)
-        return int(enough[0]) + 1 if enough.size else None
 
 
 def greedy_cover(extents: Extents, scores: NDArray[np.float64], look: Look = lambda: None) -> Cover:
@@ -265,8 +259,8 @@ def greedy_cover(extents: Extents, scores: NDArray[np.float64], look: Look = lam
         at = np.repeat(row_starts[rows] - (np.cumsum(sizes) - sizes), sizes) + np.arange(int(sizes.sum()))
         gain -= np.bincount(holders[at], np.repeat(loss[rows], sizes), len(extents))
         gain[best] = -1.0
-    new_share = np.array(new) / whole if new else np.zeros(0)
-    return Cover(np.array(order, dtype=np.int64), new_share, np.cumsum(new_share))
+    share = np.cumsum(np.array(new) / whole) if new else np.zeros(0)
+    return Cover(np.array(order, dtype=np.int64), share)
 
 
 def tag_blame(slices: Slices, column: int, overall_mean: float, index: NDArray[np.int64]) -> NDArray[np.float64]:

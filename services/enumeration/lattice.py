@@ -83,6 +83,31 @@ def check_request(n_rows: int, n_attributes: int, min_count: int, max_depth: int
     refuse(found)
 
 
+def checked_tag_counts(codes: Codes, tag_counts: ArrayLike) -> NDArray[np.int64]:
+    """`tag_counts` as (A,) int64; InvalidInput unless `codes` is (N, A) uint8 or uint16 and each attribute has one."""
+    counts = np.asarray(tag_counts, dtype=np.int64)
+    if codes.ndim != 2 or codes.dtype not in (np.uint8, np.uint16):
+        raise invalid(
+            "codes", f"is {codes.ndim}-dimensional {codes.dtype}; give (instances, attributes) of uint8 or uint16"
+        )
+    if counts.shape != codes.shape[1:]:
+        raise invalid("tag_counts", f"has shape {counts.shape}; give one count for each of {codes.shape[1]} attributes")
+    return counts
+
+
+def checked_scores(scores: NDArray[np.float64], n_rows: int) -> NDArray[np.float64]:
+    """`scores` as float64; InvalidInput unless they are (`n_rows`, K) in [0, 1] or NaN."""
+    if scores.ndim != 2 or len(scores) != n_rows:
+        raise invalid("scores", f"has shape {scores.shape}; give ({n_rows}, models)")
+    outside = (scores < 0.0) | (scores > 1.0)
+    if outside.any():
+        row, column = np.argwhere(outside)[0]
+        raise invalid(
+            "scores", f"row {row}, column {column} is {scores[row, column]}; scores lie in 0 to 1, NaN is not scored"
+        )
+    return scores.astype(np.float64, copy=False)
+
+
 def item_offsets(tag_counts: ArrayLike) -> NDArray[np.int64]:
     """First item of each attribute and, last, the number of items: tag counts (A,) to (A + 1,) int64."""
     return np.concatenate(([0], np.cumsum(np.asarray(tag_counts, dtype=np.int64)))).astype(np.int64)
@@ -114,7 +139,7 @@ def enumerate_slices(
     if max_depth < 1:
         raise invalid("max_depth", f"is {max_depth}; a slice needs at least 1 pair")
     table = _Table(codes, tag_counts)
-    planes = None if scores is None else ScorePlanes(_checked_scores(scores, table.n_rows))
+    planes = None if scores is None else ScorePlanes(checked_scores(scores, table.n_rows))
     watch = _Watch(on_progress, cancelled)
     watch.look()
     estimate = 0.0
@@ -161,7 +186,7 @@ def score_slices(
     whose sums these equal bit for bit.
     """
     table = _Table(codes, tag_counts)
-    planes = ScorePlanes(_checked_scores(scores, table.n_rows))
+    planes = ScorePlanes(checked_scores(scores, table.n_rows))
     items = table.checked_items(np.asarray(items))
     watch = _Watch(on_progress, cancelled)
     watch.look()
@@ -174,19 +199,6 @@ def score_slices(
     watch.finish()
     back = np.argsort(order)
     return scored[back], total[back]
-
-
-def slice_rows(codes: Codes, tag_counts: ArrayLike, items_row: ArrayLike) -> NDArray[np.int64]:
-    """Indices (n,) int64, ascending, of the rows that hold every item of `items_row`; -1 is padding."""
-    offsets = item_offsets(tag_counts)
-    row = np.asarray(items_row, dtype=np.int64)
-    member = np.ones(len(codes), dtype=np.bool_)
-    for item in row[row >= 0]:
-        if item >= offsets[-1]:
-            raise invalid("items", f"{item} is no item; the table has {offsets[-1]}")
-        attribute = np.searchsorted(offsets, item, side="right") - 1
-        member &= codes[:, attribute] == item - offsets[attribute]
-    return np.flatnonzero(member)
 
 
 def estimate_slices(codes: Codes, tag_counts: ArrayLike, *, min_count: int, max_depth: int, seed: int) -> float:
@@ -229,16 +241,7 @@ class _Table:
     """The tag table by attribute, with its items."""
 
     def __init__(self, codes: Codes, tag_counts: ArrayLike) -> None:
-        self.tag_counts = np.asarray(tag_counts, dtype=np.int64)
-        if codes.ndim != 2 or codes.dtype not in (np.uint8, np.uint16):
-            raise invalid(
-                "codes", f"is {codes.ndim}-dimensional {codes.dtype}; give (instances, attributes) of uint8 or uint16"
-            )
-        if self.tag_counts.shape != codes.shape[1:]:
-            raise invalid(
-                "tag_counts",
-                f"has shape {self.tag_counts.shape}; give one count for each of {codes.shape[1]} attributes",
-            )
+        self.tag_counts = checked_tag_counts(codes, tag_counts)
         self.n_rows, self.n_attributes = codes.shape
         self.offsets = item_offsets(self.tag_counts)
         n_items = int(self.offsets[-1])
@@ -284,18 +287,6 @@ class _Table:
         if not (((before >= 0) & (before < after)) | (after == -1)).all():
             raise invalid("items", "each slice must list its items ascending, with -1 only at the end")
         return items.astype(np.int32, copy=False)
-
-
-def _checked_scores(scores: NDArray[np.float64], n_rows: int) -> NDArray[np.float64]:
-    if scores.ndim != 2 or len(scores) != n_rows:
-        raise invalid("scores", f"has shape {scores.shape}; give ({n_rows}, models)")
-    outside = (scores < 0.0) | (scores > 1.0)
-    if outside.any():
-        row, column = np.argwhere(outside)[0]
-        raise invalid(
-            "scores", f"row {row}, column {column} is {scores[row, column]}; scores lie in 0 to 1, NaN is not scored"
-        )
-    return scores.astype(np.float64, copy=False)
 
 
 def _stack(chunks: list[Items], depth: int) -> Items:

@@ -108,15 +108,12 @@ class DifferenceSlices:
     """E slices on which the candidate falls behind the baseline more than elsewhere, worst first.
 
     index: (E,) int64, positions in the Slices. baseline_mean, candidate_mean: (E,) on the instances both have scored.
-    difference: (E,) candidate less baseline. overall_difference: the same over the dataset. p, q: (E,) of the paired
-    test that the candidate is worse on the slice; q counts every slice with enough scores.
+    p, q: (E,) of the paired test that the candidate is worse on the slice; q counts every slice with enough scores.
     """
 
     index: NDArray[np.int64]
     baseline_mean: Floats
     candidate_mean: Floats
-    difference: Floats
-    overall_difference: float
     p: Floats
     q: Floats
 
@@ -137,14 +134,10 @@ def difference_slices(slices: Slices, paired: Floats, *, margin: float, min_scor
     p = paired_significance(slices, paired, min_scored=min_scored)
     q = q_values(p)
     scored = slices.scored[found.index, BASELINE]
-    baseline = slices.total[found.index, BASELINE] / scored
-    candidate = slices.total[found.index, CANDIDATE] / scored
     return DifferenceSlices(
         index=found.index,
-        baseline_mean=baseline,
-        candidate_mean=candidate,
-        difference=candidate - baseline,
-        overall_difference=float(2.0 * overall - 1.0),
+        baseline_mean=slices.total[found.index, BASELINE] / scored,
+        candidate_mean=slices.total[found.index, CANDIDATE] / scored,
         p=p[found.index],
         q=q[found.index],
     )

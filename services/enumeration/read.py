@@ -115,7 +115,7 @@ def choose(
             else:
                 (attributes if name == "attribute" else tags).append(value)
             continue
-        column = _numbers(columns, name, "filter")
+        column = _numbers(columns, name, "filter", _WORDS)
         try:
             number = float(value)
         except ValueError:
@@ -148,10 +148,13 @@ def _terms(text: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _numbers(
-    columns: dict[str, npt.NDArray[np.float64] | npt.NDArray[np.int64]], name: str, field: str
+    columns: dict[str, npt.NDArray[np.float64] | npt.NDArray[np.int64]],
+    name: str,
+    field: str,
+    words: Sequence[str] = (),
 ) -> npt.NDArray[np.float64]:
     if name not in columns:
-        raise invalid(field, f"'{name[:60]}' is not one of {', '.join(columns)}, {', '.join(_WORDS)}")
+        raise invalid(field, f"'{name[:60]}' is not one of {', '.join((*columns, *words))}")
     return columns[name].astype(np.float64)
 
 

@@ -213,7 +213,7 @@ def items_of_pairs(schema: Schema, pairs: Pairs, field: str) -> tuple[int, ...]:
     """The items of pairs (attribute, tag), ascending; InvalidInput for what the schema lacks, and for none."""
     if not pairs:
         raise invalid(field, "names no tag")
-    offsets = lattice.item_offsets([len(a.tags) for a in schema.attributes])
+    offsets = lattice.item_offsets(schema.tag_counts)
     found: list[int] = []
     faults: list[Violation] = []
     for i, (name, tag) in enumerate(pairs):

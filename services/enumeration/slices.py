@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from services.enumeration import engine, lattice
 from services.enumeration.hypothesis import hypothesis_rows
@@ -33,7 +32,6 @@ from shared.store.artifacts import (
     Manifest,
     Provenance,
     TagTable,
-    column_by_id,
     item_columns,
     items_of,
 )
@@ -47,13 +45,11 @@ _JUDGED = ("drop", "parent_drop", "error_share", "interval_low", "interval_high"
 
 def rows_of_split(artifacts: Artifacts, tagging: Name, split: str) -> TagTable:
     """The tag table of the instances of `split`; InvalidInput when there are none."""
-    table = artifacts.tag_table(tagging)
-    instances = artifacts.instances(artifacts.dataset(tagging.dataset))
-    splits = column_by_id(instances, table.instance_ids, "split")
-    rows = np.flatnonzero(pc.equal(splits, split).to_numpy(zero_copy_only=False))
-    if rows.size == 0:
-        raise invalid("split", f"no tagged instance is in '{split}'; there are {sorted(set(splits.to_pylist()))}")
-    return table.take(rows)
+    table, _ = artifacts.tagged(tagging, [split])
+    if not len(table.codes):
+        there = artifacts.tagged(tagging)[1].column("split").unique().to_pylist()
+        raise invalid("split", f"no tagged instance is in '{split}'; there are {sorted(there)}")
+    return table
 
 
 def estimated(artifacts: Artifacts, tagging: Name, split: str, min_count: int, max_depth: int) -> float:

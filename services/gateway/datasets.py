@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -176,9 +176,7 @@ def _box_faults(columns: dict[str, pa.Array], task: Task) -> Iterator[Violation]
             return
 
 
-def check_images(
-    instances: pa.Table, reader: ImageReader, threads: int, cancelled: Callable[[], bool] = lambda: False
-) -> None:
+def check_images(instances: pa.Table, reader: ImageReader, threads: int) -> None:
     """Open every image once and hold its boxes against its size; InvalidInput names the rows whose image is bad.
 
     Storage that is away (Unavailable) is no fault of the images and is passed on.
@@ -190,8 +188,6 @@ def check_images(
     columns = [instances.column(name).to_pylist() for name in BOX]
 
     def check(uri: str) -> list[Violation]:
-        if cancelled():
-            return []
         rows = rows_of[uri]
         try:
             height, width = reader.open(uri).shape[:2]
@@ -220,7 +216,7 @@ def check_images(
         for start in range(0, len(blocks), threads):
             for violations in pool.map(check_block, blocks[start : start + threads]):
                 found += violations
-            if len(found) >= _SHOWN or cancelled():
+            if len(found) >= _SHOWN:
                 break
     refuse(found)
 

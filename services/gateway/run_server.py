@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import secrets
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -154,24 +155,38 @@ class RunServicer(rpc.RunServiceServicer):
                 run.job.problem.CopyFrom(status.problem_of(HiBug2Error("internal error; see the gateway's log")))
                 raise
             finally:
-                run.job.update_time.GetCurrentTime()
-                await asyncio.shield(self._shelf.save(run))
+                if not progress.taken_over:  # else it is another's to say how it goes
+                    run.job.update_time.GetCurrentTime()
+                    await asyncio.shield(self._shelf.save(run))
 
-        await self.jobs.create(run.name, work)
+        async def rests() -> types_pb2.Job | None:
+            now = await self._shelf.read(run_id(run))  # whoever was at it has had its last word by now
+            if now.job.state in RESTING:
+                return now.job
+            run.CopyFrom(now)
+            return None
+
+        await self.jobs.create(run.name, work, rests)
 
     async def ResumeRun(self, request: pb.ResumeRunRequest, context: Context) -> pb.ResumeRunResponse:
         run = await self._shelf.read(_run_key(request.name))
+        if run.job.state == types_pb2.JOB_STATE_SUCCEEDED:
+            return pb.ResumeRunResponse(run=run)
         if request.HasField("max_cost"):
+            if run.job.state not in RESTING and request.max_cost != run.parameters.max_cost:
+                raise Precondition(
+                    f"{run.name} is under way with the max_cost that its steps were given; "
+                    f"cancel it ('hibug2 cancel {run_id(run)}') and resume it with another"
+                )
             run.parameters.max_cost = request.max_cost
             refuse(parameter_faults(run.parameters))
-        if run.job.state in RESTING - {types_pb2.JOB_STATE_SUCCEEDED}:
+        if run.job.state in RESTING:
             # Written down before the work begins: who watches now must not see the old end.
             run.job.state = types_pb2.JOB_STATE_PENDING
             run.job.ClearField("problem")
             run.job.message = ""
             await self._shelf.save(run)
-        if run.job.state != types_pb2.JOB_STATE_SUCCEEDED:
-            await self._start(run)
+        await self._start(run)
         return pb.ResumeRunResponse(run=run)
 
     async def EstimateRun(self, request: pb.EstimateRunRequest, context: Context) -> pb.EstimateRunResponse:
@@ -210,6 +225,7 @@ class RunServicer(rpc.RunServiceServicer):
 
     async def _sweep(self) -> None:
         settled: set[tuple[str, str]] = set()
+        passed: set[tuple[str, str]] = set()  # of which the log says why
         while True:
             try:
                 for team in await asyncio.to_thread(teams, self._store):
@@ -217,16 +233,25 @@ class RunServicer(rpc.RunServiceServicer):
                     for key in await asyncio.to_thread(self._artifacts().runs):
                         if (team, key) in settled:
                             continue
-                        run = await self._shelf.read(key)
-                        if run.job.state in DONE:
-                            settled.add((team, key))
-                        if run.job.state in RESTING:
-                            continue
-                        # A copy of this context, so that the job keeps this team when the sweep goes on.
-                        await asyncio.create_task(self._start(run), context=contextvars.copy_context())
+                        try:
+                            if await self._take_up(key) in DONE:
+                                settled.add((team, key))
+                        except HiBug2Error as error:
+                            if (team, key) not in passed:
+                                log.warning("run passed over", team=team, run=key, error=str(error))
+                            passed.add((team, key))
             except (HiBug2Error, RedisError) as error:
                 log.warning("sweep put off", error=str(error))
             await asyncio.sleep(SWEEP_S)
+
+    async def _take_up(self, key: str) -> types_pb2.JobState.ValueType:
+        """Go on with the run, unless it rests or somebody is at it; the state that it was found in."""
+        run = await self._shelf.read(key)
+        found = run.job.state
+        if found not in RESTING:
+            # A copy of this context, so that the job keeps this team when the sweep goes on.
+            await asyncio.create_task(self._start(run), context=contextvars.copy_context())
+        return found
 
     # Reading
 
@@ -239,8 +264,10 @@ class RunServicer(rpc.RunServiceServicer):
         return kept if kept.job.state in RESTING else await self._shelf.live(key)
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
-        keys = await asyncio.to_thread(self._artifacts().runs)
-        runs = [await self._shelf.read(key) for key in keys]
+        runs = []
+        for key in await asyncio.to_thread(self._artifacts().runs):
+            with suppress(NotFound):  # its first write failed, or is under way
+                runs.append(await self._shelf.read(key))
         if request.dataset:
             dataset_id(request.dataset, "dataset")
             runs = [r for r in runs if r.dataset == request.dataset]
@@ -252,7 +279,16 @@ class RunServicer(rpc.RunServiceServicer):
         key = _run_key(request.name)
         run = await self._shelf.read(key)
         if run.job.state not in DONE:
-            await self.jobs.cancel(run.name)
+            try:
+                await self.jobs.cancel(run.name)
+            except NotFound:
+                if run.job.state != types_pb2.JOB_STATE_PAUSED:  # of one that waits, Redis may have lost the job
+                    raise
+            run = await self._shelf.read(key)
+            if run.job.state == types_pb2.JOB_STATE_PAUSED:  # nobody is at work who would write it down
+                run.job.state, run.job.message = types_pb2.JOB_STATE_CANCELLED, ""
+                run.job.update_time.GetCurrentTime()
+                await self._shelf.save(run)
         return pb.CancelRunResponse(run=await self._live(key))
 
     async def WatchRun(self, request: pb.WatchRunRequest, context: Context) -> AsyncIterator[pb.WatchRunResponse]:
@@ -290,7 +326,7 @@ class RunServicer(rpc.RunServiceServicer):
         answer = await self._backends.repair.CompareRepair(request)
         rows = tuple(
             Outcome(
-                method=_METHODS.get(o.method, "original") if o.selection else "original",
+                method=_method(o) if o.selection else "original",
                 added=o.added_count,
                 overall=o.overall_mean,
                 in_failing_slices=o.failing_mean,
@@ -302,16 +338,28 @@ class RunServicer(rpc.RunServiceServicer):
 
     async def ReadReport(self, request: pb.ReadReportRequest, context: Context) -> AsyncIterator[pb.ReadReportResponse]:
         run = await self._shelf.read(_run_key(request.name))
-        if not run.ranking or run.job.state not in DONE:
+        if run.job.state not in DONE:
             raise Precondition(f"{run.name} has no report yet; it is written when the run ends")
         artifacts = self._artifacts()
+        path = artifacts.run_path(run_id(run), "report.html")
+        if run.job.state != types_pb2.JOB_STATE_SUCCEEDED:
+            # Beside other models a report is made anew, of a ranking alone.
+            has = bool(run.ranking) if request.compared_models else await asyncio.to_thread(self._store.exists, path)
+            if not has:
+                raise Precondition(f"{run.name} ended without a report; 'hibug2 resume {run_id(run)}' goes on with it")
         if request.compared_models:
             outcomes = await self._outcomes(run, request.compared_models)
             html = await asyncio.to_thread(self._render, artifacts, run, outcomes)
         else:
-            html = await asyncio.to_thread(self._store.read, artifacts.run_path(run_id(run), "report.html"))
+            html = await asyncio.to_thread(self._store.read, path)
         for start in range(0, len(html), _CHUNK):
             yield pb.ReadReportResponse(html=html[start : start + _CHUNK])
+
+
+def _method(outcome: repair_pb2.RepairOutcome) -> str:
+    """What the report calls the way by which an outcome's images were picked."""
+    word = repair_pb2.SelectionMethod.Name(outcome.method).removeprefix("SELECTION_METHOD_")
+    return _METHODS.get(outcome.method, word.lower().replace("_", " "))
 
 
 def _run_key(name: str) -> str:

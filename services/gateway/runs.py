@@ -347,7 +347,7 @@ class Pipeline:
         try:
             await self._patiently(lambda: self._watch_once(step, calls, started))
         except asyncio.CancelledError:
-            if self._progress.cancelled and step.job.name:
+            if self._progress.cancelled and not self._progress.taken_over and step.job.name:
                 try:
                     await calls.cancel(step.job.name)
                 except grpc.aio.AioRpcError as failure:

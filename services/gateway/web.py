@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+import json
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,11 +17,16 @@ import jinja2
 import pyarrow as pa
 import uvicorn
 from fastapi import Body, FastAPI, Header, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 from google.protobuf import json_format
 from google.protobuf.message import Message
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field, SkipValidation
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Message as Event
 
 from hibug2.v1 import (
     dataset_pb2,
@@ -41,7 +47,7 @@ from hibug2.v1 import (
 )
 from services.gateway.config import Settings
 from shared import traces
-from shared.errors import InvalidInput, Violation
+from shared.errors import HiBug2Error, InvalidInput, Violation, invalid
 from shared.rpc import context as call
 from shared.rpc import status
 from shared.rpc.arrow import send_table
@@ -63,30 +69,40 @@ _HTTP = {
 Team = Annotated[str, Header(alias="x-hibug2-team", description="the team that asks")]
 PageSize = Annotated[int, Query(ge=0, le=1000)]
 Json = dict[str, Any]
+Row = Annotated[Json, SkipValidation]  # looked at in a thread, where the table is made
+
+
+def _unicode(text: str) -> str:
+    text.encode()  # JSON may hold half of a surrogate pair; a ValueError, of which the caller is told
+    return text
+
+
+Text = Annotated[str, AfterValidator(_unicode)]
+_CELL_BYTES = 4  # what a cell takes at least, as gRPC counts a table that is uploaded
 
 
 class NewDataset(BaseModel):
     """A dataset with its first instances; rows have the columns of the contract's CreateDataset."""
 
-    dataset_id: str
+    dataset_id: Text
     task: Literal["classification", "detection", "pose"] = "classification"
-    instances: list[Json] = Field(max_length=100_000)
-    request_id: str = ""
+    instances: list[Row] = Field(max_length=100_000)
+    request_id: Text = ""
 
 
 class NewScores(BaseModel):
     """Scores of a model: rows with instance_id and score, or predicted_label."""
 
-    scores: list[Json] = Field(max_length=1_000_000)
-    request_id: str = ""
+    scores: list[Row] = Field(max_length=1_000_000)
+    request_id: Text = ""
 
 
 class NewRun(BaseModel):
-    dataset: str = Field(description="datasets/{dataset}")
-    model: str = Field(description="datasets/{dataset}/models/{model}")
-    schema_name: str = Field("", alias="schema", description="datasets/{dataset}/schemas/{schema}")
+    dataset: Text = Field(description="datasets/{dataset}")
+    model: Text = Field(description="datasets/{dataset}/models/{model}")
+    schema_name: Text = Field("", alias="schema", description="datasets/{dataset}/schemas/{schema}")
     parameters: Json = Field(default_factory=dict, description="maxDepth, minCount, margin, budget, seed, …")
-    request_id: str = ""
+    request_id: Text = ""
 
 
 class Stubs:
@@ -102,13 +118,71 @@ class Stubs:
         self.repair = repair_pb2_grpc.RepairServiceStub(channel)
 
 
-def make_app(stubs: Stubs) -> FastAPI:
-    """The application; /docs is its OpenAPI page, whose scripts it serves itself: a cluster may have no internet."""
+class _Request(Request):
+    """Reads JSON in a thread: a large body takes seconds, in which others want to be answered."""
+
+    async def json(self) -> Any:
+        # The hook is Python, so that other threads get their turn at each object; the parser alone gives none.
+        return await asyncio.to_thread(json.loads, await self.body(), object_hook=lambda found: found)
+
+
+class _Route(APIRoute):
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handled(request: Request) -> Response:
+            return await handle(_Request(request.scope, request.receive))
+
+        return handled
+
+
+class _Bounded:
+    """Answers 413 to a body of more than `limit` bytes: unread where its length is told, else once so many came."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        told = Headers(scope=scope).get("content-length", "")
+        refusal = _error(413, "RESOURCE_EXHAUSTED", f"body: more than {self._limit} bytes; send it in parts", [])
+        if told.isdecimal() and int(told) > self._limit:
+            return await refusal(scope, receive, send)
+        taken, refused = 0, False
+
+        async def take() -> Event:
+            nonlocal taken, refused
+            if not refused:
+                event = await receive()
+                taken += len(event.get("body", b""))
+                if taken <= self._limit:
+                    return event
+                refused = True
+                await refusal(scope, receive, send)
+            return {"type": "http.disconnect"}  # so that nobody waits for the rest
+
+        async def answer(event: Event) -> None:
+            if not refused:
+                await send(event)
+
+        return await self._app(scope, take, answer)
+
+
+def make_app(stubs: Stubs, max_upload_bytes: int) -> FastAPI:
+    """The application; /docs is its OpenAPI page, whose scripts it serves itself: a cluster may have no internet.
+
+    A body, and the table that is made of it, may take `max_upload_bytes`.
+    """
     app = FastAPIOffline(
         title="HiBug2", version=VERSION, description="Finds, explains and repairs the error slices of a model."
     )
+    app.router.route_class = _Route
     app.add_exception_handler(grpc.aio.AioRpcError, _failed)
+    app.add_exception_handler(InvalidInput, _refused)
     app.add_exception_handler(json_format.ParseError, _unreadable)
+    app.add_exception_handler(RequestValidationError, _misshapen)
 
     @app.middleware("http")
     async def bind(request: Request, handle: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -118,13 +192,14 @@ def make_app(stubs: Stubs) -> FastAPI:
         with traces.span(f"HTTP {request.method}", "server", parent=parent):
             return await handle(request)
 
-    _add_data(app, stubs)
+    app.add_middleware(_Bounded, limit=max_upload_bytes)
+    _add_data(app, stubs, max_upload_bytes)
     _add_runs(app, stubs)
     _add_pages(app, stubs)
     return app
 
 
-def _add_data(app: FastAPI, stubs: Stubs) -> None:
+def _add_data(app: FastAPI, stubs: Stubs, max_upload_bytes: int) -> None:
     @app.post("/v1/datasets", status_code=201, tags=["datasets"])
     async def create_dataset(body: NewDataset, team: Team = call.DEFAULT_TEAM) -> Json:
         header = dataset_pb2.DatasetHeader(
@@ -132,7 +207,8 @@ def _add_data(app: FastAPI, stubs: Stubs) -> None:
             task=types_pb2.Task.Value(f"TASK_{body.task.upper()}"),
             request_id=body.request_id,
         )
-        parts = _upload(dataset_pb2.CreateDatasetRequest, header, _table(body.instances, "instances"))
+        kind = dataset_pb2.CreateDatasetRequest
+        parts = await asyncio.to_thread(_upload, kind, header, body.instances, "instances", max_upload_bytes)
         return _json((await stubs.datasets.CreateDataset(parts, metadata=call.outgoing())).dataset)
 
     @app.get("/v1/datasets", tags=["datasets"])
@@ -152,7 +228,8 @@ def _add_data(app: FastAPI, stubs: Stubs) -> None:
     @app.put("/v1/datasets/{dataset}/models/{model}/scores", tags=["models"])
     async def add_scores(dataset: str, model: str, body: NewScores, team: Team = call.DEFAULT_TEAM) -> Json:
         header = model_pb2.ScoresHeader(parent=f"datasets/{dataset}", model_id=model, request_id=body.request_id)
-        parts = _upload(model_pb2.AddScoresRequest, header, _table(body.scores, "scores"))
+        kind = model_pb2.AddScoresRequest
+        parts = await asyncio.to_thread(_upload, kind, header, body.scores, "scores", max_upload_bytes)
         return _json((await stubs.models.AddScores(parts, metadata=call.outgoing())).model)
 
     @app.get("/v1/datasets/{dataset}/models", tags=["models"])
@@ -315,29 +392,71 @@ def _json(message: Message) -> Json:
     return found
 
 
-def _table(rows: list[Json], field: str) -> pa.Table:
+def _table(rows: list[Json], field: str, max_bytes: int) -> pa.Table:
+    """`rows` as a table with the columns of all of them, null where a row has none.
+
+    InvalidInput names the row that is no object or the column whose values are not of one kind, or says that the
+    table takes over `max_bytes`.
+    """
+    for i, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise invalid(f"{field}[{i}]", "is no object; give one with a member for each column")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    if len(rows) * len(names) * _CELL_BYTES > max_bytes:
+        text = f"{len(rows):,} rows of {len(names):,} columns take more than {max_bytes:,} bytes; send them in parts"
+        raise invalid(field, text)
+    columns = {}
+    for name in names:
+        try:
+            name.encode()
+            columns[name] = pa.array([row.get(name) for row in rows])
+        except (pa.ArrowException, OverflowError, UnicodeError) as error:
+            text = f"does not make a column; give numbers of at most 64 bits, or text, in every row: {error}"
+            raise invalid(f"{field}.{name}", text) from error
+    return pa.table(columns)
+
+
+def _upload(kind: Any, header: Message, rows: list[Json], field: str, max_bytes: int) -> Iterator[Any]:
+    """The messages that send `rows`; raises as `_table`, and for values that are nested too deep."""
+    table = _table(rows, field, max_bytes)
     try:
-        return pa.Table.from_pylist(rows)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise json_format.ParseError(f"{field}: rows do not make a table: {error}") from error
+        return iter([kind(header=header), *(kind(arrow=chunk) for chunk in send_table(table))])
+    except pa.ArrowException as error:
+        raise invalid(field, f"cannot be sent: {error}") from error
 
 
-def _upload(kind: Any, header: Message, table: pa.Table) -> Iterator[Any]:
-    yield kind(header=header)
-    for chunk in send_table(table):
-        yield kind(arrow=chunk)
+class _Ascii(JSONResponse):
+    """JSON that holds any text that came as JSON, which may be no Unicode, by its escapes."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content).encode()
 
 
-def _error(http: int, code: str, message: str, violations: list[Violation]) -> JSONResponse:
+def _error(http: int, code: str, message: str, violations: list[Violation]) -> Response:
     shown = [{"field": v.field, "description": v.description} for v in violations]
-    return JSONResponse({"error": {"code": code, "message": message, "violations": shown}}, status_code=http)
+    return _Ascii({"error": {"code": code, "message": message, "violations": shown}}, status_code=http)
+
+
+def _told(error: HiBug2Error) -> Response:
+    violations = list(error.violations) if isinstance(error, InvalidInput) else []
+    return _error(_HTTP.get(error.code, 500), error.code, error.message, violations)
 
 
 async def _failed(_: Request, failure: Exception) -> Response:
     assert isinstance(failure, grpc.aio.AioRpcError)  # noqa: S101 - registered for nothing else
-    error = status.error_of(failure)
-    violations = list(error.violations) if isinstance(error, InvalidInput) else []
-    return _error(_HTTP.get(error.code, 500), error.code, error.message, violations)
+    return _told(status.error_of(failure))
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, InvalidInput)  # noqa: S101 - as above
+    return _told(error)
+
+
+async def _misshapen(_: Request, error: Exception) -> Response:
+    """As FastAPI has it, without what came: that may be long, or nothing that JSON can hold."""
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - as above
+    detail = [{key: found[key] for key in ("type", "loc", "msg")} for found in error.errors()]
+    return _Ascii({"detail": detail}, status_code=422)
 
 
 async def _unreadable(_: Request, error: Exception) -> Response:
@@ -363,7 +482,7 @@ async def start_web(settings: Settings, address: str) -> Callable[[], Awaitable[
     channel = connect(address)
     server = _Server(
         uvicorn.Config(
-            make_app(Stubs(channel)),
+            make_app(Stubs(channel), settings.max_upload_bytes),
             host=settings.http_host,
             port=settings.http_port,
             log_config=None,

@@ -6,9 +6,8 @@ apart, about one class that it is taken for; what a task is about is said in its
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,12 @@ from services.prediction.items import (
     check_limits,
     class_of,
     within_caps,
-    words_of_items,
 )
 from services.prediction.substitution import OBJECT
 from shared import logs
 from shared.errors import invalid
-from shared.llm import LLM, Usage, WrongAnswer
-from shared.prompting import Prompt, load_prompt
+from shared.llm import LLM, Usage, WrongAnswer, together
+from shared.prompting import Prompt, load_question
 from shared.schema import MAIN_OBJECT, Schema
 
 SERVICE = "prediction"
@@ -88,14 +86,11 @@ def load_questions(root: Path, task: str) -> Questions:
     Raises NotFound when one is not there, InvalidInput when one cannot be read or says no form for its answer.
     """
 
-    def load(name: str) -> Prompt:
-        prompt = load_prompt(SERVICE, name, task, root=root)
-        if prompt.schema is None:
-            raise invalid(f"prompts/{SERVICE}/{name}.schema.json", "is missing: it is the form of the answer")
-        return prompt
-
     asks = (root / SERVICE / f"targets.{task}.md").is_file()
-    return Questions(load("combinations"), load("targets") if asks else None)
+    return Questions(
+        load_question(SERVICE, "combinations", task, root=root),
+        load_question(SERVICE, "targets", task, root=root) if asks else None,
+    )
 
 
 def confusions(labels: Iterable[str | None], predicted: Iterable[str | None], per_class: int) -> list[Confusion]:
@@ -145,7 +140,7 @@ async def ask_combinations(
     share = Counter(main_object for main_object, _ in asked)  # questions of each class
     # Twice as many as are kept: some will be known already.
     wanted = [-(-2 * max_per_class // share[main_object]) for main_object, _ in asked]
-    answers = await _together(
+    answers = await together(
         [
             _ask(asker, questions.combinations, reader, pair, is_unseen, min(count, MAX_ASKED))
             for pair, count in zip(asked, wanted, strict=True)
@@ -186,7 +181,7 @@ class _Reader:
     """Reads combinations of pairs in words; knows the schema."""
 
     def __init__(self, schema: Schema, pair_count: int) -> None:
-        words = words_of_items(schema)
+        words = schema.pairs
         self.attributes = [a for a in schema.attributes if a.name != MAIN_OBJECT]
         self._class_items = {tag: i for i, (attribute, tag) in enumerate(words) if attribute == MAIN_OBJECT}
         self.classes = tuple(self._class_items) or schema.main_objects or (OBJECT,)
@@ -319,17 +314,6 @@ async def _ask(
     }
     answer = await asker.ask(prompt, inputs, lambda answer: reader.taken(answer, main_object, is_unseen)[1])
     return None if answer is None else reader.taken(answer, main_object, is_unseen)[0]
-
-
-async def _together(questions: Sequence[Coroutine[Any, Any, _Answer | None]]) -> list[_Answer | None]:
-    """The answers in the order of the questions, asked side by side; the first failure ends the others."""
-    tasks = [asyncio.create_task(question) for question in questions]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _folded(text: str) -> str:

@@ -19,20 +19,9 @@ MAX_PER_CLASS = 20  # the paper's number (5.4)
 MAX_PREDICTIONS = 1000
 
 
-def tag_counts_of(schema: Schema) -> NDArray[np.int64]:
-    """(A,) tags of each attribute."""
-    return np.array([len(a.tags) for a in schema.attributes], np.int64)
-
-
 def attribute_of_items(schema: Schema) -> NDArray[np.int64]:
     """(T,) position in the schema of each item's attribute."""
-    counts = tag_counts_of(schema)
-    return np.repeat(np.arange(len(counts)), counts)
-
-
-def words_of_items(schema: Schema) -> list[tuple[str, str]]:
-    """(attribute, tag) of each item."""
-    return [(attribute.name, tag) for attribute in schema.attributes for tag in attribute.tags]
+    return np.repeat(np.arange(len(schema.attributes)), schema.tag_counts)
 
 
 def row_keys(items: Ints, n_items: int) -> NDArray[np.int64]:

@@ -43,7 +43,6 @@ from services.prediction.items import (
     check_limits,
     class_of,
     row_keys,
-    tag_counts_of,
     within_caps,
 )
 from shared.errors import Precondition, TooLarge, invalid
@@ -65,9 +64,8 @@ class MissingSlices:
     """Unseen combinations, the most likely to be bad first; P rows."""
 
     items: NDArray[np.int32]  # (P, D) ascending, padded with -1
-    score: Floats  # (P,) overall mean - (mean - deviation)
+    score: Floats  # (P,) overall mean - (mean - its standard deviation)
     mean: Floats  # (P,) the mean score to be expected
-    deviation: Floats  # (P,) its standard deviation
 
     def __len__(self) -> int:
         return len(self.score)
@@ -159,7 +157,7 @@ class _Lattice:
 
     def __init__(self, schema: Schema, codes: Codes, scores: Floats, min_count: int) -> None:
         names = [a.name for a in schema.attributes]
-        offsets = np.cumsum([0, *tag_counts_of(schema)])
+        offsets = np.cumsum([0, *schema.tag_counts])
         self.min_count = min_count
         self.items: list[NDArray[np.int64]] = []  # of each attribute, the items of its known tags
         columns: list[NDArray[np.int64]] = []
@@ -277,7 +275,7 @@ class _Best:
         self._schema = schema
         self._lattice = lattice
         self._caps = max_per_class, max_predictions
-        self._n_items = int(tag_counts_of(schema).sum())
+        self._n_items = int(schema.tag_counts.sum())
         # Ties go by names: the place of each item when the attributes, then the tags, are sorted.
         self._place = np.full(self._n_items + 1, -1)
         for place, item in enumerate(np.concatenate(lattice.items).tolist()):
@@ -314,7 +312,7 @@ class _Best:
     def taken(self, *, nothing: bool = False) -> MissingSlices:
         if nothing or not self._parts:
             empty = np.empty(0)
-            return MissingSlices(np.empty((0, self._depth), np.int32), empty, empty, empty)
+            return MissingSlices(np.empty((0, self._depth), np.int32), empty, empty)
         self._cut()
         ((items, mean, deviation),) = self._parts
-        return MissingSlices(items, self._lattice.overall - (mean - deviation), mean, deviation)
+        return MissingSlices(items, self._lattice.overall - (mean - deviation), mean)

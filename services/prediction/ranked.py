@@ -9,7 +9,6 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from services.prediction.extents import Extents
 from shared.errors import Precondition, invalid
@@ -126,17 +125,13 @@ def check_schema_of(artifacts: Artifacts, tagging: Name, schema: Schema, of: str
 
 def rows_of_splits(artifacts: Artifacts, tagging: Name, splits: Sequence[str]) -> TagTable:
     """The tag table of the instances of `splits`; InvalidInput when one of them has none."""
-    table = artifacts.tag_table(tagging)
-    instances = artifacts.instances(artifacts.dataset(tagging.dataset))
-    of_row = column_by_id(instances, table.instance_ids, "split")
-    there = set(of_row.to_pylist()) - {None}
+    table, rows = artifacts.tagged(tagging, splits)
+    found = rows.column("split").unique().to_pylist()
     for split in splits:
-        if split not in there:
-            raise invalid("split", f"no tagged instance is in '{split}'; there are {', '.join(sorted(there))}")
-    rows = np.flatnonzero(
-        pc.is_in(of_row, value_set=pa.array(list(splits), pa.string())).to_numpy(zero_copy_only=False)
-    )
-    return table.take(rows)
+        if split not in found:
+            there = sorted(artifacts.tagged(tagging)[1].column("split").unique().to_pylist())
+            raise invalid("split", f"no tagged instance is in '{split}'; there are {', '.join(there)}")
+    return table
 
 
 def scores_on(artifacts: Artifacts, record: ModelRecord, table: TagTable, where: str) -> npt.NDArray[np.float64]:

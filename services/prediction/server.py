@@ -17,7 +17,7 @@ from hibug2.v1 import types_pb2
 from services.prediction.check import Check, check_predictions
 from services.prediction.config import Settings
 from services.prediction.instruction import Tally, ask_combinations, load_questions
-from services.prediction.items import MAX_PER_CLASS, words_of_items
+from services.prediction.items import MAX_PER_CLASS
 from services.prediction.predict import (
     INSTRUCTION,
     PRIOR,
@@ -32,11 +32,12 @@ from services.prediction.verification import Drop
 from shared.clip import weights_digest
 from shared.errors import Precondition, invalid
 from shared.jobs import Jobs, Progress
-from shared.llm import LLM, Account, Usage, llm_from
+from shared.llm import LLM, Account, llm_from
 from shared.names import Name, content_id, dataset_id, parse
 from shared.prompting import prompts_root
 from shared.queue.stream import connect
 from shared.rpc import context as call
+from shared.rpc.costs import spent_cost
 from shared.rpc.paging import page_bounds
 from shared.rpc.provenance import provenance_proto
 from shared.rpc.server import RunningServer, start
@@ -164,7 +165,7 @@ class PredictionServicer(rpc.PredictionServiceServicer):
 
             def tell(tally: Tally) -> None:
                 progress.update(tally.done, tally.total)
-                progress.cost = _cost(tally.usage)
+                progress.cost = spent_cost(tally.usage)
 
             found = await ask_combinations(
                 llm.charging(Account(call.team.get(), str(name))),
@@ -301,7 +302,7 @@ def _list(artifacts: Artifacts, request: pb.ListPredictedSlicesRequest) -> pb.Li
 
 
 def _pairs(schema: Schema) -> list[types_pb2.AttributeTag]:
-    return [types_pb2.AttributeTag(attribute=attribute, tag=tag) for attribute, tag in words_of_items(schema)]
+    return [types_pb2.AttributeTag(attribute=attribute, tag=tag) for attribute, tag in schema.pairs]
 
 
 def _check_proto(found: Check, dataset: str) -> pb.VerifyPredictionsResponse:
@@ -348,16 +349,6 @@ def _drop_proto(drop: Drop) -> pb.VerifiedDrop:
 
 def _told(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
-
-
-def _cost(usage: Usage) -> types_pb2.Cost:
-    return types_pb2.Cost(
-        call_count=usage.calls,
-        input_token_count=usage.input_tokens,
-        output_token_count=usage.output_tokens,
-        amount=usage.amount,
-        currency=usage.currency,
-    )
 
 
 async def start_server(settings: Settings) -> RunningServer:

@@ -19,7 +19,6 @@ from services.prediction.items import (
     class_of,
     row_keys,
     within_caps,
-    words_of_items,
 )
 from shared.errors import Precondition, invalid
 from shared.schema import MAIN_OBJECT, NOT_VISIBLE, Schema
@@ -60,7 +59,7 @@ def tag_phrases(schema: Schema, main_object: str) -> list[str]:
     """
     return [
         f"photo of {tag}" if attribute == MAIN_OBJECT else f"photo of {main_object}, {attribute}: {tag}"
-        for attribute, tag in words_of_items(schema)
+        for attribute, tag in schema.pairs
     ]
 
 
@@ -70,7 +69,7 @@ def embed_tags(schema: Schema, encoder: TextEncoder, main_object: str) -> NDArra
     The mean of the tag's own embedding and that of its phrase. In the phrase alone the words that all tags of an
     attribute share outweigh the tag, most of all with an encoder that is a mean over words.
     """
-    tags = [tag for _, tag in words_of_items(schema)]
+    tags = [tag for _, tag in schema.pairs]
     both = encoder.encode(tags) + encoder.encode(tag_phrases(schema, main_object))
     both /= np.linalg.norm(both, axis=1, keepdims=True)
     return both
@@ -86,14 +85,13 @@ def substitute_tags(
     neighbours: int = 3,
     max_per_class: int = MAX_PER_CLASS,
     max_predictions: int = MAX_PREDICTIONS,
-    substitute_class: bool = False,
 ) -> Substitutions:
     """Predict bad slices that the data does not show (paper 4.2, tag substitution; the paper has 1 neighbour).
 
     In each error slice the tag of each pair in turn is replaced by the `neighbours` tags of the same attribute
     whose embeddings are nearest by cosine (to 6 digits; ties: lower code). The tags are embedded as they are said of
     the class that the slice names, else of the dataset's main object, else of an "object". "not visible" is never
-    put in, and the class (attribute "main object") is replaced only with `substitute_class`: it is what is debugged.
+    put in, and the class (attribute "main object") is never replaced: it is what is debugged.
     A result that was enumerated has enough instances to be known, so it is no prediction. Results reached from
     several error slices are one prediction with all its origins. They are ranked by score = drop of the origin x
     cosine (ties: the better ranked origin, then item order), and cut to `max_per_class` for each class named in a
@@ -120,9 +118,7 @@ def substitute_tags(
         raise invalid("error_drop", f"must be {len(error_items)} numbers, one for each error slice")
 
     named, group = np.unique(class_of(schema, error_items), return_inverse=True)
-    tables = [
-        _nearest(schema, embed(main_object_of(schema, int(item))), neighbours, substitute_class) for item in named
-    ]
+    tables = [_nearest(schema, embed(main_object_of(schema, int(item))), neighbours) for item in named]
     nearest, cosine = (np.stack(parts) for parts in zip(*tables, strict=True))  # (G, T + 1, k)
 
     # One candidate for each (error slice, place in it, neighbour).
@@ -165,18 +161,16 @@ def substitute_tags(
 def main_object_of(schema: Schema, class_item: int) -> str:
     """What a slice speaks about: the class that it names (item, -1 for none), else the only one there is."""
     if class_item >= 0:
-        return words_of_items(schema)[class_item][1]
+        return schema.pairs[class_item][1]
     return schema.main_objects[0] if len(schema.main_objects) == 1 else OBJECT
 
 
-def _nearest(
-    schema: Schema, embeddings: Floats, neighbours: int, substitute_class: bool
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _nearest(schema: Schema, embeddings: Floats, neighbours: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Items (T + 1, k) that may replace each item, nearest first, -1 where there is none, and their cosines.
 
     The last row stands for padding and has none.
     """
-    n_items = sum(len(a.tags) for a in schema.attributes)
+    n_items = len(schema.pairs)
     if embeddings.ndim != 2 or len(embeddings) != n_items:
         raise invalid("embeddings", f"has shape {embeddings.shape}; give a row for each of {n_items} tags")
     unit = embeddings.astype(np.float64)
@@ -191,7 +185,7 @@ def _nearest(
     for attribute in schema.attributes:
         rows = slice(offset, offset + len(attribute.tags))
         offset = rows.stop
-        if attribute.name == MAIN_OBJECT and not substitute_class:
+        if attribute.name == MAIN_OBJECT:
             continue
         # Rounded, so that the last bits, which differ between machines, never decide.
         cosine = np.round(unit[rows] @ unit[rows].T, 6)

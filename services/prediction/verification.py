@@ -188,7 +188,7 @@ def random_unseen(
     if pair_count > n_attributes:
         return np.empty((0, pair_count), np.int32)
     rng = np.random.default_rng([seed, pair_count])
-    counts = np.array([len(a.tags) for a in data.schema.attributes])
+    counts = data.schema.tag_counts
     offsets = np.cumsum(np.append(0, counts[:-1]))
     sizes: dict[tuple[int, ...], int] = {}  # instances of each that was drawn; 0 for what is no candidate
     taken: dict[tuple[int, ...], None] = {}

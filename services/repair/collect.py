@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.repair.methods import ErrorSlices
-from services.repair.pick import class_codes, error_slices_of, split_of, tagging_of
+from services.repair.pick import class_codes, error_slices_of, ranked_scores, tagging_of
 from services.repair.selection import Pool, match_counts
 from shared.errors import invalid
 from shared.names import Name
@@ -37,17 +37,17 @@ class Need:
 def data_needs(artifacts: Artifacts, ranking: Name, split: str, wanted: int) -> list[Need]:
     """The error slices of which the pool has fewer than `wanted` instances; 0 is the minimum count of the enumeration.
 
-    The pool's class is what the model predicts. The split may be empty.
+    The pool's class is what the ranked model predicts. The split may be empty.
     """
     parameters = artifacts.manifest(ranking).provenance.parameters
-    table, rows = split_of(artifacts, tagging_of(artifacts, ranking), split)
+    table, rows = artifacts.tagged(tagging_of(artifacts, ranking), [split])
     errors = error_slices_of(artifacts.read_part(ranking, "error_slices"))
     matched = np.zeros(len(errors), np.int64)
     if rows.num_rows and len(errors):
         codes = table.codes.copy()
         if MAIN_OBJECT in table.schema.names():
-            scores = artifacts.scores(artifacts.model(ranking.dataset, str(parameters["model"])))
-            codes[:, table.schema.names().index(MAIN_OBJECT)] = class_codes(table.schema, rows, scores)
+            predicted = class_codes(table.schema, rows, ranked_scores(artifacts, ranking))
+            codes[:, table.schema.names().index(MAIN_OBJECT)] = predicted
         matched = match_counts(Pool(table.instance_ids.to_pylist(), codes, table.tag_counts), errors.items)
     return needs(table.schema, errors, matched, wanted or int(parameters.get("min_count", MIN_COUNT)))
 
@@ -59,10 +59,9 @@ def needs(schema: Schema, errors: ErrorSlices, matched: NDArray[np.int64], wante
     """
     if wanted < 1:
         raise invalid("wanted_count", f"is {wanted}; give 1 or more")
-    pairs = [(a.name, tag) for a in schema.attributes for tag in a.tags]
     found = []
     for slice_ in np.flatnonzero((matched < wanted) & errors.leads).tolist():
-        tags = tuple(pairs[item] for item in errors.items[slice_].tolist() if item >= 0)
+        tags = tuple(schema.pairs[item] for item in errors.items[slice_].tolist() if item >= 0)
         has, mean = int(matched[slice_]), float(errors.mean[slice_])
         words = describe(schema, tags, has, wanted)
         found.append(Need(slice_, mean, tags, has, wanted - has, words, prompt(schema, tags)))

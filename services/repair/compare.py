@@ -8,9 +8,10 @@ from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from services.repair.interval import Change, paired_change
-from services.repair.pick import pick_count, pool_of, tagging_of
+from services.repair.pick import pick_count, ranked_scores, tagging_of
 from shared.errors import Precondition, invalid
 from shared.names import Name
 from shared.store.artifacts import Artifacts, TagTable, items_of, scores_in_order
@@ -69,7 +70,7 @@ class Comparison:
 def compare(
     artifacts: Artifacts, ranking: Name, compared: Sequence[Compared], split: str, repaired: Sequence[int] = ()
 ) -> Comparison:
-    """The ranked model and the `compared` ones on the tagged instances of `split`.
+    """The model as it was ranked and the `compared` ones on the tagged instances of `split`.
 
     `repaired` are ranks of error slices, 1 for the worst: what matches them, what overlaps with them and the rest of
     what fails are then told apart, as in the paper's Table 3. Changes are over the instances that both models have a
@@ -77,14 +78,20 @@ def compare(
     has no score there, or the tags are of another schema by now.
     """
     parameters = artifacts.manifest(ranking).provenance.parameters
-    table, _ = pool_of(artifacts, tagging_of(artifacts, ranking), split)
+    table, _ = artifacts.tagged(tagging_of(artifacts, ranking), [split])
+    if not len(table.codes):
+        raise Precondition(
+            f"there is nothing to compare on: no tagged instance is in the split '{split}'; add some and run again, or "
+            "name another split"
+        )
     items = items_of(artifacts.read_part(ranking, "error_slices"))
     groups = groups_of(table, items, _positions(repaired, len(items)))
-    first = Compared(str(parameters["model"]), ranking)
-    before = _scores(artifacts, ranking.dataset, first.model, table, split)
-    outcomes = [Outcome(first.model, None, "", 0, _means(groups, before, None))]
+    first = str(parameters["model"])
+    before = _in_order(ranked_scores(artifacts, ranking), table, f"'{first}' had", split, "run again")
+    outcomes = [Outcome(first, None, "", 0, _means(groups, before, None))]
     for one in compared:
-        after = _scores(artifacts, ranking.dataset, one.model, table, split)
+        scores = artifacts.scores(artifacts.model(ranking.dataset, one.model))
+        after = _in_order(scores, table, f"'{one.model}' has", split, "compare again")
         summary = artifacts.manifest(one.selection).summary
         method = one.method or str(summary["method"])
         added = pick_count(one.selection, summary, method)
@@ -132,11 +139,11 @@ def _positions(ranks: Sequence[int], n_slices: int) -> list[int]:
     return [rank - 1 for rank in ranks]
 
 
-def _scores(artifacts: Artifacts, dataset: str, model: str, table: TagTable, split: str) -> npt.NDArray[np.float64]:
-    scores = scores_in_order(artifacts.scores(artifacts.model(dataset, model)), table.instance_ids)
-    if np.isnan(scores).all():
-        raise Precondition(f"model '{model}' has no score for any '{split}' instance; add them and compare again")
-    return scores
+def _in_order(scores: pa.Table, table: TagTable, whose: str, split: str, then: str) -> npt.NDArray[np.float64]:
+    found = scores_in_order(scores, table.instance_ids)
+    if np.isnan(found).all():
+        raise Precondition(f"model {whose} no score for any '{split}' instance; add them and {then}")
+    return found
 
 
 def _means(

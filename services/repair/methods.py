@@ -84,7 +84,8 @@ class Units:
 
     def mean(self, values: Floats) -> Floats:
         """(units,) the mean of the values (N,) of each unit's instances, NaN where none is known."""
-        known = ~np.isnan(values)
+        known = np.flatnonzero(~np.isnan(values))
+        known = known[np.argsort(values[known], kind="stable")]  # added up alike in whatever order the instances come
         count = np.bincount(self.of[known], minlength=len(self.ids))
         total = np.bincount(self.of[known], values[known], minlength=len(self.ids))
         mean: Floats = np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
@@ -95,14 +96,14 @@ class Units:
 class Rules:
     """What a selection may hold, and how its slices are asked.
 
-    quota: most picks of one class, 0 for no limit. excluded: (N,) instances that are never picked. distinct: tells
-    near-copies. spread: slices take one instance each, in turn. one_per_family: only slices that stand for themselves
-    are asked.
+    quota: most picks of one class, 0 for no limit. excluded: (N,) instances that are never picked. open_image: opens
+    the image of a unit, to tell near-copies. spread: slices take one instance each, in turn. one_per_family: only
+    slices that stand for themselves are asked.
     """
 
     quota: int = 0
     excluded: NDArray[np.bool_] | None = None
-    open_image: Callable[[int], NDArray[np.uint8]] | None = None  # of a unit; given where near-copies are left out
+    open_image: Callable[[int], NDArray[np.uint8]] | None = None  # given where near-copies are left out
     spread: bool = False
     one_per_family: bool = False
     cancelled: Callable[[], bool] = lambda: False  # asked before each pick of the methods that take long

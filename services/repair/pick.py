@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,14 +15,13 @@ import pyarrow.parquet as pq
 from services.repair.diversity import tag_vectors
 from services.repair.methods import BY_SLICES, ErrorSlices, Method, Picks, Question, Rules, Units, pick
 from services.repair.selection import Pool
-from shared.errors import Precondition, invalid
+from shared.errors import InvalidInput, Precondition, invalid
 from shared.images.reader import RGB
 from shared.names import Name, parse
 from shared.schema import MAIN_OBJECT, UNKNOWN, Schema, Task
 from shared.store.artifacts import (
     Artifacts,
     Manifest,
-    ModelRecord,
     Provenance,
     TagTable,
     column_by_id,
@@ -32,6 +30,8 @@ from shared.store.artifacts import (
 )
 
 TRAIN = "train"
+MAX_VECTOR_BYTES = 1 << 30  # of the ids and vectors of a file, as they are held; a few bytes of a file can become many
+_BATCH_ROWS = 1024
 
 ReadFile = Callable[[str], bytes]
 OpenImage = Callable[[str], RGB]
@@ -56,21 +56,10 @@ class Wanted:
 
 def pool_of(artifacts: Artifacts, tagging: Name, split: str) -> tuple[TagTable, pa.Table]:
     """Tags and instances (in the same order) of the pool; Precondition when the split holds no tagged instance."""
-    table, rows = split_of(artifacts, tagging, split)
+    table, rows = artifacts.tagged(tagging, [split])
     if not rows.num_rows:
         raise Precondition(f"there is no pool: no tagged instance is in the split '{split}'; add some and run again")
     return table, rows
-
-
-def split_of(artifacts: Artifacts, tagging: Name, split: str) -> tuple[TagTable, pa.Table]:
-    """Tags and instances, in the order in which they were added, of a split that may be empty."""
-    table = artifacts.tag_table(tagging)
-    instances = artifacts.instances(artifacts.dataset(tagging.dataset))
-    position = pc.index_in(table.instance_ids, value_set=instances.column("instance_id").combine_chunks()).to_numpy()
-    here = pc.equal(instances.column("split"), split).to_numpy()
-    order = np.argsort(position, kind="stable")
-    chosen = order[here[position[order]]]
-    return table.take(chosen), instances.take(pa.array(position[chosen]))
 
 
 def class_codes(schema: Schema, rows: pa.Table, scores: pa.Table) -> npt.NDArray[np.uint16]:
@@ -97,6 +86,16 @@ def tagging_of(artifacts: Artifacts, ranking: Name) -> Name:
             "mean the same; run again"
         )
     return tagging
+
+
+def scores_digest(artifacts: Artifacts, ranking: Name) -> str:
+    """Of the scores that were ranked, whatever the model has now."""
+    return str(artifacts.manifest(ranking).provenance.inputs["scores"])
+
+
+def ranked_scores(artifacts: Artifacts, ranking: Name) -> pa.Table:
+    """The scores that were ranked; columns as SCORES."""
+    return artifacts.scores_of(ranking.dataset, scores_digest(artifacts, ranking))
 
 
 def check_asked(artifacts: Artifacts, ranking: Name, wanted: Wanted) -> None:
@@ -127,23 +126,23 @@ def error_slices_of(table: pa.Table) -> ErrorSlices:
 
 
 def question_of(
-    artifacts: Artifacts, ranking: Name, model: ModelRecord, split: str, *, read_file: ReadFile, embeddings_uri: str
+    artifacts: Artifacts, ranking: Name, split: str, *, read_file: ReadFile, embeddings_uri: str
 ) -> tuple[Question, pa.Table]:
     """All that the methods look at, and the pool's instances; Precondition when the split holds no tagged instance."""
     parameters = artifacts.manifest(ranking).provenance.parameters
     tagging = tagging_of(artifacts, ranking)
     table, rows = pool_of(artifacts, tagging, split)
     ids = table.instance_ids
-    scores = artifacts.scores(model)
+    scores = ranked_scores(artifacts, ranking)
     codes, column = table.codes.copy(), None
     if MAIN_OBJECT in table.schema.names():
         column = table.schema.names().index(MAIN_OBJECT)
         codes[:, column] = class_codes(table.schema, rows, scores)
 
     def vectors() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        known, _ = split_of(artifacts, tagging, TRAIN)
+        known, _ = artifacts.tagged(tagging, [TRAIN])
         if not len(known.codes):
-            known, _ = split_of(artifacts, tagging, str(parameters.get("split", "validation")))
+            known, _ = artifacts.tagged(tagging, [str(parameters.get("split", "validation"))])
         if embeddings_uri:
             return _embeddings(read_file(embeddings_uri), embeddings_uri, ids, known.instance_ids)
         return tag_vectors(codes, table.tag_counts), tag_vectors(known.codes, table.tag_counts)
@@ -164,7 +163,6 @@ def pick_artifact(
     artifacts: Artifacts,
     name: Name,
     ranking: Name,
-    model: ModelRecord,
     wanted: Wanted,
     *,
     read_file: ReadFile,
@@ -177,7 +175,7 @@ def pick_artifact(
     and InvalidInput for a file of embeddings that does not fit the pool.
     """
     question, rows = question_of(
-        artifacts, ranking, model, wanted.split, read_file=read_file, embeddings_uri=wanted.embeddings_uri
+        artifacts, ranking, wanted.split, read_file=read_file, embeddings_uri=wanted.embeddings_uri
     )
     first_row = _first_rows(question.units)
     uris = rows.column("image_uri")
@@ -201,7 +199,7 @@ def pick_artifact(
             found[rival] = pick(question, rival, len(own), rules, seed=wanted.seed)
     matches = np.zeros(len(question.units.ids), bool)
     matches[question.units.of[question.first_slices[0] >= 0]] = True
-    scores = artifacts.scores(model)
+    scores = ranked_scores(artifacts, ranking)
     for method, picks in found.items():
         part = "picks" if method is wanted.method else f"picks_{method}"
         artifacts.write_part(name, part, _table(picks, question, rows, scores))
@@ -209,7 +207,7 @@ def pick_artifact(
         name,
         Manifest(
             Provenance(
-                inputs={"ranking": str(ranking), "scores": model.digest},
+                inputs={"ranking": str(ranking), "scores": scores_digest(artifacts, ranking)},
                 parameters={**_parameters(wanted), "ranking": str(ranking)},
                 seed=wanted.seed,
             ),
@@ -234,7 +232,7 @@ def pick_artifact(
     )
 
 
-def read_picks(artifacts: Artifacts, name: Name, method: Method | None) -> tuple[pa.Table, list[tuple[str, str]]]:
+def read_picks(artifacts: Artifacts, name: Name, method: Method | None) -> tuple[pa.Table, Sequence[tuple[str, str]]]:
     """The picks of a selection by one of its methods (None: its own), and the (attribute, tag) of each item.
 
     NotFound when the selection is not there; InvalidInput when it has no picks by the method.
@@ -247,7 +245,7 @@ def read_picks(artifacts: Artifacts, name: Name, method: Method | None) -> tuple
     ranking = parse(str(manifest.provenance.parameters["ranking"]), "rankings", "parent")
     tagging = parse(str(artifacts.manifest(ranking).provenance.parameters["tagging"]), "taggings", "parent")
     schema, _ = artifacts.schema(name.dataset, str(artifacts.manifest(tagging).provenance.parameters["schema"]))
-    return table, [(a.name, tag) for a in schema.attributes for tag in a.tags]
+    return table, schema.pairs
 
 
 def pick_count(name: Name, summary: Mapping[str, Any], method: str) -> int:
@@ -316,15 +314,18 @@ def _first_rows(units: Units) -> npt.NDArray[np.int64]:
     return np.unique(units.of, return_index=True)[1].astype(np.int64)
 
 
+_EMBEDDINGS = pa.schema([("instance_id", pa.string()), ("embedding", pa.list_(pa.float32()))])
+
+
 def _embeddings(
     data: bytes, where: str, pool: pa.StringArray, known: pa.StringArray
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Vectors of the pool, and of those of `known` that the file has."""
     field = "options.embeddings_uri"
+    text = f"{where} holds more than {MAX_VECTOR_BYTES:,} bytes of ids and vectors; give fewer or shorter vectors"
     try:
-        table = pq.read_table(io.BytesIO(data), columns=["instance_id", "embedding"])
-        ids = table.column("instance_id").cast(pa.string()).combine_chunks()
-        lists = table.column("embedding").cast(pa.list_(pa.float32())).combine_chunks()
+        table = _read_embeddings(data, invalid(field, text))
+        ids, lists = (table.column(name).combine_chunks() for name in _EMBEDDINGS.names)
     except (pa.ArrowException, KeyError) as error:
         text = f"{where} is no Parquet file with instance_id and embedding (a list of numbers): {error}"
         raise invalid(field, text) from error
@@ -339,3 +340,34 @@ def _embeddings(
         lacking = pool.filter(at.is_null())[0].as_py()
         raise invalid(field, f"{where} lacks {at.null_count:,} instances of the pool, '{lacking}' for one")
     return vectors[at.to_numpy()], vectors[pc.index_in(known, value_set=ids).drop_null().to_numpy()]
+
+
+def _read_embeddings(data: bytes, too_large: InvalidInput) -> pa.Table:
+    """Columns as _EMBEDDINGS of a Parquet file.
+
+    Raises `too_large` before more than MAX_VECTOR_BYTES are held, KeyError for a column that is not there, and what
+    pyarrow raises.
+    """
+    # Ids stay codes until it is known how long they get: a long one may be there a million times.
+    file = pq.ParquetFile(pa.BufferReader(data), read_dictionary=["instance_id"])
+    id_, vector = (file.schema_arrow.field(name).type for name in _EMBEDDINGS.names)
+    is_list = pa.types.is_list(vector) or pa.types.is_large_list(vector) or pa.types.is_fixed_size_list(vector)
+    if not (pa.types.is_dictionary(id_) or pa.types.is_integer(id_)):
+        raise pa.ArrowTypeError(f"instance_id is {id_}")
+    if not (is_list and pa.types.is_primitive(vector.value_type)):
+        raise pa.ArrowTypeError(f"embedding is {vector}")
+    groups = [file.metadata.row_group(g) for g in range(file.metadata.num_row_groups)]
+    columns = [group.column(c) for group in groups for c in range(group.num_columns)]
+    numbers = sum(c.num_values for c in columns if c.path_in_schema.partition(".")[0] == "embedding")
+    if 4 * (file.metadata.num_rows + numbers) > MAX_VECTOR_BYTES:
+        raise too_large
+    batches, held = [], 0
+    for batch in file.iter_batches(_BATCH_ROWS, columns=_EMBEDDINGS.names):
+        ids, vectors = batch.column("instance_id"), batch.column("embedding").cast(_EMBEDDINGS.field("embedding").type)
+        if pa.types.is_dictionary(id_):
+            held += pc.sum(pc.binary_length(ids.dictionary).take(ids.indices)).as_py() or 0
+        held += vectors.nbytes
+        if held > MAX_VECTOR_BYTES:
+            raise too_large
+        batches.append(pa.record_batch([ids.cast(pa.string()), vectors], _EMBEDDINGS))
+    return pa.Table.from_batches(batches, _EMBEDDINGS)

@@ -18,7 +18,7 @@ from services.repair.collect import data_needs
 from services.repair.compare import Compared, Group, compare
 from services.repair.config import Settings
 from services.repair.methods import Method, Stopped
-from services.repair.pick import Wanted, check_asked, pick_artifact, pool_of, read_picks, tagging_of
+from services.repair.pick import Wanted, check_asked, pick_artifact, pool_of, read_picks, scores_digest, tagging_of
 from shared.errors import invalid
 from shared.images.reader import ImageReader
 from shared.jobs import Jobs, Progress
@@ -73,12 +73,11 @@ class RepairServicer(rpc.RepairServiceServicer):
         ranking = parse(request.ranking, "rankings", "ranking", within=dataset)
         wanted = self._wanted(request)
         artifacts = self._artifacts()
-        parameters = (await asyncio.to_thread(artifacts.manifest, ranking)).provenance.parameters
-        record = await asyncio.to_thread(artifacts.model, dataset, str(parameters["model"]))
+        scores = await asyncio.to_thread(scores_digest, artifacts, ranking)
         tagging = await asyncio.to_thread(tagging_of, artifacts, ranking)
         await asyncio.to_thread(pool_of, artifacts, tagging, wanted.split)
         await asyncio.to_thread(check_asked, artifacts, ranking, wanted)
-        key = content_id(ranking=ranking.id, scores=record.digest, wanted=asdict(wanted), revision=REVISION)
+        key = content_id(ranking=ranking.id, scores=scores, wanted=asdict(wanted), revision=REVISION)
         name = Name(dataset, "selections", key)
 
         async def work(progress: Progress) -> None:
@@ -89,7 +88,6 @@ class RepairServicer(rpc.RepairServiceServicer):
                     artifacts,
                     name,
                     ranking,
-                    record,
                     wanted,
                     read_file=self._files.read,
                     open_image=self._images.open,

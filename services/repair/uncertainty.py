@@ -20,8 +20,8 @@ def probability_rows(column: pa.Array) -> Floats:
     known = column.is_valid().to_numpy(zero_copy_only=False)
     if not known.any():
         raise Precondition(
-            "the model gave no probabilities for the pool; add its scores with a column of them, or pick by "
-            "least confidence, which needs the column confidence alone"
+            "the model gave no probabilities for the pool; add its scores with a column of them and run again, or pick "
+            "by least confidence, which needs the column confidence alone"
         )
     lengths = np.unique(pc.list_value_length(column.drop_null()).to_numpy(zero_copy_only=False))
     if len(lengths) > 1 or lengths[0] < 2:
@@ -46,7 +46,8 @@ def confidence(confidences: pa.Array, probabilities: pa.Array) -> Floats:
         given = np.where(missing, _largest(probability_rows(probabilities), 1)[:, 0], given)
     if np.isnan(given).all():
         raise Precondition(
-            "the model gave no confidence for the pool; add its scores with a column confidence or probabilities"
+            "the model gave no confidence for the pool; add its scores with a column confidence or probabilities, and "
+            "run again"
         )
     return given
 

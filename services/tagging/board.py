@@ -19,6 +19,7 @@ from services.tagging.tagger import Tagged
 from shared.llm import Usage
 from shared.queue.stream import Effect
 from shared.rpc import status
+from shared.rpc.costs import spent_cost
 
 _KEEP_S = 7 * 24 * 3600
 QUEUE = "tagging"
@@ -177,7 +178,7 @@ class Board:
         """What happens when a part is done."""
         answer = tagged.answer
         result = tagging_pb2.TaggingResult(
-            codes=answer.codes.astype("<u2").tobytes(), asked_count=answer.asked, cost=cost_of(answer.usage)
+            codes=answer.codes.astype("<u2").tobytes(), asked_count=answer.asked, cost=spent_cost(answer.usage)
         )
         result.cost.invalid_answer_count = answer.invalid
         for row, reason in enumerate(tagged.errors):
@@ -216,18 +217,6 @@ def raise_failure(news: News) -> None:
     """Raise what a worker said in `fail`, if one did."""
     if news.failure is not None:
         raise status.error_of_problem(news.failure)
-
-
-def cost_of(usage: Usage) -> types_pb2.Cost:
-    cost = types_pb2.Cost(
-        call_count=usage.calls,
-        input_token_count=usage.input_tokens,
-        output_token_count=usage.output_tokens,
-        currency=usage.currency,
-    )
-    if usage.amount is not None:
-        cost.amount = usage.amount
-    return cost
 
 
 def result_of(part: Part, width: int, told: tagging_pb2.TaggingResult) -> PartResult:

@@ -29,6 +29,7 @@ from shared.jobs import Paused, Progress
 from shared.llm import Account, Ledger, Spend
 from shared.names import Name
 from shared.queue.stream import DeadEntry, Priority, WorkQueue
+from shared.rpc.costs import spent_cost
 from shared.schema import Schema, Tagger
 from shared.store.artifacts import Artifacts, Provenance
 
@@ -36,7 +37,7 @@ log = logs.get("tagging")
 T = TypeVar("T")
 
 _POLL_S = 0.1
-_RECHECK_S = 2.0  # between two looks whether what was queued is still there
+_RECHECK_S = 2.0  # between two looks whether what was queued is still there, or the dataset
 _COST_S = 1.0  # between two looks at what was spent
 _OFFERED = 256  # items in one round trip
 _FETCHED = 256  # results in one round trip
@@ -90,7 +91,7 @@ class Course:
         self._buffered_since = 0.0
         self._figures = Figures()  # of all that is written or fetched
         self._left: deque[int] | None = None  # parts that wait here; None: not known
-        self._recheck_at = self._cost_at = 0.0
+        self._recheck_at = self._cost_at = self._look_at = 0.0
         self._idle = False
         self._waits = False  # the queue holds this job for one that has more to offer
 
@@ -103,7 +104,7 @@ class Course:
         if self._plan.parts:
             await self._follow(progress)
         else:
-            await asyncio.to_thread(self._close, {})
+            await self._close({})
 
     async def _follow(self, progress: Progress) -> None:
         try:
@@ -122,7 +123,7 @@ class Course:
             raise
         dead = [e for e in await self._patiently(lambda: self._queue.dead(self._team, self._job)) if self._is_own(e)]
         buried = {entry.number: entry.reason for entry in dead}
-        await asyncio.to_thread(self._close, buried)
+        await self._close(buried)
         await self._quietly(self._board.clear)
         await self._quietly(lambda: self._queue.drop_dead(self._team, dead))
         for priority in Priority:
@@ -165,6 +166,7 @@ class Course:
         asked = {attributes[j].tagger for group in groups for j in group.attributes}
         by_llm = Tagger.VLM in asked or wanted.anew is not None
         rows_per_part = self._settings.llm_item_rows if by_llm else self._settings.item_rows
+        self._artifacts.dataset(wanted.name.dataset)  # deleted meanwhile, its folder would be made again
         made = Plan(wanted.instances.num_rows, groups, rows_per_part)
         outline = self._shelf.write_plan(
             made,
@@ -217,6 +219,13 @@ class Course:
     async def _turn(self, progress: Progress) -> bool:
         """One look at how things stand; true when all parts have ended and their results are written."""
         news = await self._board.news(len(self._plan.parts))
+        # A worker that did not find its part says so: the dataset may be gone.
+        if news.failure is not None or time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + _RECHECK_S
+            try:
+                await self._check_there()
+            except Unavailable as error:
+                log.warning("nobody knows whether the dataset is there", error=str(error))
         board.raise_failure(news)
         if news.pause is not None:
             raise Paused(news.pause)
@@ -268,9 +277,10 @@ class Course:
             await self._board.tell(self._figures)
 
     async def _flush(self) -> None:
-        """Write down what is fetched, then let Redis forget it."""
+        """Write down what is fetched, then let Redis forget it. NotFound when the dataset was deleted."""
         if not self._buffer:
             return
+        await self._check_there()
         results = [self._buffer[part] for part in sorted(self._buffer)]
         width = len(self._wanted.schema.attributes)
         await asyncio.to_thread(self._shelf.write_chunk, self._plan, results, width)
@@ -280,6 +290,18 @@ class Course:
         metrics.DEAD.inc(dead)
         metrics.TAGGED.inc(sum(self._plan.parts[result.part].count for result in results) - dead)
         await self._quietly(lambda: self._board.drop_results(result.part for result in results))
+
+    async def _check_there(self) -> None:
+        """NotFound when the dataset was deleted: workers then drop what they have, and nothing may be written down.
+
+        Where another has its name by now, the plan is gone all the same.
+        """
+        try:
+            await asyncio.to_thread(self._artifacts.dataset, self._wanted.name.dataset)
+            await asyncio.to_thread(self._shelf.outline)
+        except NotFound as error:
+            await self._quietly(self._board.clear)
+            raise NotFound(f"dataset '{self._wanted.name.dataset}' was deleted while it was tagged") from error
 
     async def _top_up(self, ended: npt.NDArray[np.bool_]) -> None:
         """Offer the queue what it may take of the parts that wait here."""
@@ -329,7 +351,7 @@ class Course:
         progress.update(rows - int(self._plan.part_rows[~ended].sum()), rows)
 
     def _tell_cost(self, progress: Progress) -> None:
-        progress.cost = board.cost_of(self._figures.usage)
+        progress.cost = spent_cost(self._figures.usage)
         progress.cost.invalid_answer_count = self._figures.invalid
 
     async def _count(self, progress: Progress) -> None:
@@ -349,7 +371,8 @@ class Course:
 
     # The end
 
-    def _close(self, buried: dict[int, str]) -> None:
+    async def _close(self, buried: dict[int, str]) -> None:
+        await self._check_there()
         wanted = self._wanted
         digests = {"tagging/tag": wanted.prompt_digest} if wanted.prompt_digest else {}
         provenance = Provenance(
@@ -363,7 +386,9 @@ class Course:
             model_snapshot=wanted.model if wanted.prompt_digest else "",
         )
         keys = dict(zip(wanted.schema.names(), wanted.keys, strict=True))
-        self._shelf.close(self._plan, self._outline, wanted.instances, wanted.schema, buried, provenance, keys)
+        await asyncio.to_thread(
+            self._shelf.close, self._plan, self._outline, wanted.instances, wanted.schema, buried, provenance, keys
+        )
 
     # Redis that is away
 
@@ -392,6 +417,6 @@ class Course:
         """Leave what was found in the store, where the next attempt finds it whatever becomes of Redis."""
         try:
             await self._flush()
-        except Unavailable as error:
+        except (NotFound, Unavailable) as error:
             log.warning("results not stored", error=str(error))
         await self._quietly(lambda: self._queue.withdraw(self._priority, self._team, self._job))

@@ -7,8 +7,8 @@ from datetime import datetime
 from typing import Any
 
 from hibug2.v1 import tagging_pb2 as pb
-from services.tagging.board import cost_of
 from shared.llm import Usage
+from shared.rpc.costs import spent_cost
 from shared.rpc.schemas import tagger_proto
 from shared.schema import Tagger
 
@@ -16,7 +16,7 @@ from shared.schema import Tagger
 def quality_proto(body: Mapping[str, Any]) -> pb.TagQuality:
     """The message that says what `check.conclude` wrote down."""
     names = ("tagging", "schema", "check", "sampled_count", "seed", "min_kappa", "model")
-    out = pb.TagQuality(**{name: body[name] for name in names}, cost=cost_of(Usage(**body["usage"])))
+    out = pb.TagQuality(**{name: body[name] for name in names}, cost=spent_cost(Usage(**body["usage"])))
     out.create_time.FromDatetime(datetime.fromisoformat(body["create_time"]))
     for told in body["attributes"]:
         quality = out.attributes.add(

@@ -77,14 +77,14 @@ async def tag_instances(
     usage, count, invalid = Usage(), 0, 0
     if seen:
         shown = [labels[i] for i in seen]
-        answers = await together(taggers[t].tag([looks[i][t] for i in seen], shown, asked[t]) for t in of)
+        answers = await all_ended(taggers[t].tag([looks[i][t] for i in seen], shown, asked[t]) for t in of)
         for positions, answer in zip(of.values(), answers, strict=True):
             codes[np.ix_(seen, positions)] = answer.codes
             usage, count, invalid = usage + answer.usage, count + answer.asked, invalid + answer.invalid
     return Tagged(Answer(codes, usage, count, invalid), tuple(errors))
 
 
-async def together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+async def all_ended(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """The results of `work`, done side by side. All of it ends before an error of some is raised: it is paid for."""
     found = await asyncio.gather(*work, return_exceptions=True)
     for result in found:

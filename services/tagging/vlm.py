@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from services.tagging.tagger import SURROUNDINGS, Answer, together
+from services.tagging.tagger import SURROUNDINGS, Answer, all_ended
 from shared.images.box import Box
 from shared.images.reader import RGB, crop, resized_jpeg
 from shared.llm import LLM, Form, Usage, WrongAnswer, correction
@@ -41,7 +41,7 @@ class VlmTagger:
         return resized_jpeg(image if box is None else crop(image, box, SURROUNDINGS), VLM_SIDE_PX)
 
     async def tag(self, looks: Sequence[bytes], labels: Sequence[str], attributes: Sequence[Attribute]) -> Answer:
-        answers = await together(
+        answers = await all_ended(
             vlm_codes(self.llm, self.prompt, look, label, attributes) for look, label in zip(looks, labels, strict=True)
         )
         return Answer(

@@ -237,9 +237,6 @@ class Worker:
             tagged = await self._tag_patiently(item)
         except _Stopping:
             await self._queue.release(self._name, entry)
-        except NotFound:
-            log.info("part dropped: its tagging is gone")
-            await self._queue.done(entry)
         except BudgetSpent as spent:
             await board.pause(str(spent))
             await self._queue.done(entry)
@@ -302,7 +299,8 @@ class Worker:
                     "give both the same version and the same HIBUG2_LLM_MODEL"
                 )
             account = Account(item.team, item.account)
-            llm = self._llm.charging(account, cached=not item.anew, capped=item.capped)
+            # A check takes no answer of the tagging that it checks, and pays for its own once.
+            llm = self._llm.charging(account, capped=item.capped, salt=item.tagging if item.anew else "")
             taggers[Tagger.VLM] = VlmTagger(llm, prompt)
         if self._settings.clip_model and any(a.tagger is Tagger.CLIP for a in attributes):
             taggers[Tagger.CLIP] = await asyncio.to_thread(self._clip_tagger, outline.clip)

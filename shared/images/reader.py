@@ -36,7 +36,6 @@ PREFIXES_SETTING = "HIBUG2_IMAGE_PREFIXES"
 MAX_BYTES = 64 * 1024 * 1024
 MAX_PIXELS = 64_000_000
 MAX_URI = 4096
-THUMBNAIL_TYPE = "image/webp"
 
 # Decoders in common use only: others (EPS, for one) start programs or are rarely looked after.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")

@@ -1,7 +1,7 @@
 """Language models behind any OpenAI-compatible endpoint."""
 
 from shared.llm.answer import Refused, Reply, Truncated, Usage, WrongAnswer
-from shared.llm.client import LLM, Check, correction, llm_from
+from shared.llm.client import LLM, Check, correction, llm_from, together
 from shared.llm.encoding import Form
 from shared.llm.ledger import Account, BudgetSpent, Ledger, Spend
 from shared.llm.prices import Estimate, Price, Prices
@@ -26,4 +26,5 @@ __all__ = [
     "WrongAnswer",
     "correction",
     "llm_from",
+    "together",
 ]

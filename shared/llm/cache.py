@@ -24,9 +24,12 @@ class Kept(NamedTuple):
     model: str
 
 
-def key_of(team: str, base_url: str, model: str, request: Mapping[str, Any]) -> str:
-    """The key of `request` (messages with their image bytes, schema, name, sampling) of `team`: hashes alone."""
-    said = ordered([team, base_url, model], request)
+def key_of(team: str, base_url: str, model: str, request: Mapping[str, Any], salt: str = "") -> str:
+    """The key of `request` (messages with their image bytes, schema, name, sampling) of `team`: hashes alone.
+
+    Another `salt` makes another key of the same request.
+    """
+    said = ordered([team, base_url, model, *([salt] if salt else [])], request)
     return f"hibug2:llm:answer:{team}:{hashlib.sha256(said).hexdigest()}"
 
 

@@ -1,7 +1,7 @@
 """Calls to a language model: structured answers however the endpoint gives them, paid by an account, kept for its team.
 
-A call first looks whether the team has the answer already, then waits for its turn (`rate.py`), for a free slot
-(`endpoint.py`) and for the money (`ledger.py`), and only then asks.
+A call first looks whether the team has the answer already, then waits for a place (`endpoint.py`), for its turn
+(`rate.py`), for a slot (`endpoint.py`) and for the money (`ledger.py`), and only then asks.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from shared import logs, metrics
 from shared.config import LLMEnvironment
@@ -20,9 +20,9 @@ from shared.llm.answer import Reply, Usage, WrongAnswer, extract_json, listed, p
 from shared.llm.cache import AnswerCache, Kept, key_of
 from shared.llm.dialect import Request
 from shared.llm.endpoint import MOST_OUTPUT, Endpoint
-from shared.llm.ledger import Account, Ledger
+from shared.llm.ledger import Account, BudgetSpent, Ledger
 from shared.llm.link import Redis
-from shared.llm.prices import Estimate, Prices, estimate
+from shared.llm.prices import Prices
 from shared.llm.rate import Rate
 from shared.llm.settings import LLMSettings
 from shared.llm.till import Till
@@ -30,6 +30,7 @@ from shared.llm.tokens import with_detail
 from shared.prompting import Message
 
 log = logs.get("llm")
+T = TypeVar("T")
 
 Check = Callable[[Any], list[str]]  # what is wrong with an answer that fits its JSON schema
 
@@ -53,7 +54,7 @@ class LLM:
         self._cache = AnswerCache(link, settings.cache_ttl_s)
         self._flights: dict[str, asyncio.Future[Kept | None]] = {}
         self._till = Till(price=self.prices.of(settings.model))
-        self._cached = False
+        self._salt = ""
 
     async def __aenter__(self) -> Self:
         return self
@@ -64,8 +65,8 @@ class LLM:
     async def close(self) -> None:
         await self._endpoint.close()
 
-    def charging(self, account: Account, *, cached: bool = True, capped: bool = False) -> Self:
-        """The same model, its calls charged to `account` and answered, if `cached`, from what its team asked before.
+    def charging(self, account: Account, *, capped: bool = False, salt: str = "") -> Self:
+        """The same model, its calls charged to `account` and answered from what its team asked before with this `salt`.
 
         `capped` says that the account was opened with a cap: then nothing is paid while Redis does not know the
         account, as after it lost its data. Slots, limits and what is known of the endpoint are shared; closing one
@@ -75,32 +76,8 @@ class LLM:
             raise Precondition(f"the budget of {account} needs Redis, and this client has none")
         view = copy.copy(self)
         view._till = replace(self._till, ledger=self.ledger, account=account, capped=capped)
-        view._cached = cached and self.settings.cache_ttl_s > 0
+        view._salt = salt
         return view
-
-    def estimate(
-        self,
-        calls: int,
-        messages: Sequence[Message],
-        schema: Mapping[str, Any],
-        *,
-        output_tokens: int,
-        image_px: Sequence[tuple[int, int]] = (),
-    ) -> Estimate:
-        """What `calls` calls like `messages` (without images) will take; as `prices.estimate`.
-
-        Raises Precondition, which says how to give one, when no price is known for the model.
-        """
-        price = self.prices.known(self.settings.model)
-        return estimate(
-            price,
-            calls,
-            messages,
-            output_tokens=output_tokens,
-            schema=schema,
-            image_px=image_px,
-            detail=self.settings.image_detail,
-        )
 
     async def ask(
         self,
@@ -173,9 +150,9 @@ class LLM:
             max_tokens = MOST_OUTPUT  # what it may cost must be known before
         shown = with_detail(messages, self.settings.image_detail)
         request = Request(shown, schema, name, temperature, max_tokens)
-        if account is None or not self._cached:
+        if account is None or not self.settings.cache_ttl_s:
             return await self._endpoint.ask(request, self._till)
-        key = key_of(account.team, self.settings.base_url, self.settings.model, vars(request))
+        key = key_of(account.team, self.settings.base_url, self.settings.model, vars(request), self._salt)
         while (flight := self._flights.get(key)) is not None:
             if kept := await asyncio.shield(flight):  # None: the other failed, so it is this one's turn
                 return self._hit(kept, "shared")
@@ -227,6 +204,23 @@ def llm_from(settings: LLMEnvironment, redis: Redis | None = None) -> LLM | None
         redis,
         Prices.load(settings.llm_prices),
     )
+
+
+async def together(questions: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """What `questions` give, in their order, asked side by side; the first failure ends the others.
+
+    When the budget is spent those on their way are waited for: they are paid, and kept for when it is raised.
+    """
+    tasks = [asyncio.create_task(question) for question in questions]
+    try:
+        return await asyncio.gather(*tasks)
+    except BudgetSpent:
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def correction(reply: Reply, problems: Sequence[str], schema: Mapping[str, Any] | None = None) -> list[Message]:

@@ -207,6 +207,14 @@ def load_prompt(service: str, name: str, task: str | None = None, *, root: Path)
     return prompt
 
 
+def load_question(service: str, name: str, task: str | None = None, *, root: Path) -> Prompt:
+    """As `load_prompt`, for a prompt that must say the form of its answer; InvalidInput where it does not."""
+    prompt = load_prompt(service, name, task, root=root)
+    if prompt.schema is None:
+        raise invalid(f"prompts/{service}/{name}.schema.json", "is missing: it is the form of the answer")
+    return prompt
+
+
 @lru_cache(maxsize=256)
 def _compiled(template: str) -> jinja2.Template:
     return _JINJA.from_string(template)

@@ -59,7 +59,6 @@ async def start(
     settings: ServiceSettings,
     add: Callable[[grpc.aio.Server], Sequence[str]],
     closers: Sequence[Callable[[], object]] = (),
-    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
 ) -> RunningServer:
     """Start a server at `settings.listen`. `add` adds the servicers and returns the full names of their services.
 
@@ -68,7 +67,7 @@ async def start(
     """
     credentials = tls.server_credentials(tls.Pems(settings))
     async with AsyncExitStack() as exits:
-        server = grpc.aio.server(interceptors=[ServerInterceptor(), *interceptors], options=_OPTIONS)
+        server = grpc.aio.server(interceptors=[ServerInterceptor()], options=_OPTIONS)
         exits.push_async_callback(server.stop, None)
         names = add(server)
         health_servicer = health.aio.HealthServicer()

@@ -7,7 +7,7 @@ they were made from, and count as there once their `manifest.json`, written last
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -122,7 +122,7 @@ class TagTable:
 
     @property
     def tag_counts(self) -> npt.NDArray[np.int64]:
-        return np.array([len(a.tags) for a in self.schema.attributes], dtype=np.int64)
+        return self.schema.tag_counts
 
     def take(self, rows: npt.NDArray[np.int64]) -> TagTable:
         """The table of `rows` only."""
@@ -306,6 +306,22 @@ class Artifacts:
         manifest = self.manifest(name)
         schema, _ = self.schema(name.dataset, str(manifest.provenance.parameters["schema"]))
         return tag_table_of(self.read_part(name, "tags"), schema)
+
+    def tagged(self, name: Name, splits: Collection[str] | None = None) -> tuple[TagTable, pa.Table]:
+        """The tag table of a tagging and its instances (columns as INSTANCES), row for row; of `splits` only, if given.
+
+        In the table's order, which is that in which the instances were added. Empty where no tagged instance is in
+        `splits`. Raises as `tag_table` and `dataset` do.
+        """
+        table = self.tag_table(name)
+        instances = self.instances(self.dataset(name.dataset))
+        position = pc.index_in(table.instance_ids, value_set=instances.column("instance_id").combine_chunks())
+        if splits is not None:
+            split = instances.column("split").combine_chunks().take(position)
+            chosen = pc.is_in(split, value_set=pa.array(list(splits), pa.string()))
+            rows = np.flatnonzero(chosen.to_numpy(zero_copy_only=False))
+            table, position = table.take(rows), position.take(pa.array(rows))
+        return table, instances.take(position)
 
     # Checks of tags
 

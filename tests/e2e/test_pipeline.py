@@ -109,6 +109,18 @@ def test_another_margin_only_ranks_anew(client: Client, finished: run_pb2.Run) -
     assert 0 < wider.summary.error_slice_count < finished.summary.error_slice_count
 
 
+@pytest.mark.parametrize("right", [False, True])
+def test_a_model_that_is_always_right_or_always_wrong_has_a_report(
+    client: Client, finished: run_pb2.Run, images: Path, right: bool
+) -> None:
+    model = "right" if right else "wrong"
+    scores = pyarrow.table({"instance_id": list(scores_of(images, "v1")), "score": [float(right)] * 700})
+    client.add_scores("bags", model, scores)
+    run = client.run("bags", model)
+    assert (run.job.state, run.summary.overall_mean) == (types_pb2.JOB_STATE_SUCCEEDED, float(right))
+    assert f"{100 * right:.1f}%" in client.report(run).decode()
+
+
 def test_teams_see_only_their_own(platform: Any, finished: run_pb2.Run) -> None:
     with platform.client(team="others") as stranger:
         assert stranger.datasets() == []

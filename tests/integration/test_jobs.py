@@ -260,6 +260,22 @@ async def test_what_is_there_is_not_made_again(replicas):
     assert one.started == 0
 
 
+async def test_what_has_come_to_rest_is_not_started_by_who_saw_it_run(replicas):
+    one, two = replicas
+    held: list[int] = []
+
+    async def rests() -> types_pb2.Job:
+        held.append(await two.redis.exists(two.jobs._key(NAME, "lease")))
+        return types_pb2.Job(name=NAME, state=CANCELLED)
+
+    assert (await one.jobs.create(NAME, one.work, rests)).state == CANCELLED
+    assert held == [1]  # nobody else can begin while it is asked
+    assert (await two.jobs.get(NAME)).state == CANCELLED
+    assert one.started == 0
+    await two.jobs.create(NAME, two.work)
+    await _running(two)
+
+
 async def test_an_artifact_says_more_than_the_state_of_an_earlier_attempt(replicas):
     one, two = replicas
     await one.jobs.create(NAME, one.work)

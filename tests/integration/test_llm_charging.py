@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from deploy.local.redis import embedded_redis
 from shared.errors import HiBug2Error, Precondition, Unavailable
 from shared.llm import LLM, Account, BudgetSpent, LLMSettings, Prices, Usage, WrongAnswer
-from shared.llm.prices import NANO, Price
+from shared.llm.prices import NANO, Price, estimate
 from shared.prompting import load_prompt, prompts_root
 from shared.queue.stream import connect
 from shared.schema import Attribute, Category, Tagger
@@ -240,14 +240,15 @@ async def test_a_cap_for_a_model_without_price_is_refused_before_any_call(server
     with pytest.raises(Precondition, match="HIBUG2_LLM_PRICES"):
         await view.ask(asked("another"), YES_NO)
     with pytest.raises(Precondition, match=MODEL):
-        llm.estimate(10, asked(), YES_NO, output_tokens=10)
+        llm.prices.known(MODEL)
     assert len(server.calls) == 1
 
 
 async def test_an_estimate_is_near_what_is_paid(server, client, price):
     llm = client()
     messages = pictured()
-    told = llm.estimate(3, [*messages[:-1], asked("Main object: bag")[1]], YES_NO, output_tokens=4, image_px=[(56, 56)])
+    without_image = [*messages[:-1], asked("Main object: bag")[1]]
+    told = estimate(price, 3, without_image, schema=YES_NO, output_tokens=4, image_px=[(56, 56)])
     for colour in ("red", "green", "blue"):
         await llm.charging(RED).complete(pictured(colour), YES_NO)
     assert told.calls == 3
@@ -298,9 +299,18 @@ async def test_what_a_team_asked_before_costs_nothing(server, client):
 
 async def test_teams_do_not_see_each_others_answers(server, client):
     llm = client()
-    for view in (llm.charging(RED), llm.charging(BLUE), llm.charging(RED, cached=False), llm):
+    for view in (llm.charging(RED), llm.charging(BLUE), llm):
         assert (await view.ask(asked(), YES_NO)).usage.calls == 1
-    assert len(server.calls) == 4
+    assert len(server.calls) == 3
+
+
+async def test_answers_under_a_salt_are_kept_apart_and_paid_once(server, client):
+    llm = client()
+    for salt in ("", "one check", "another"):
+        view = llm.charging(RED, salt=salt)
+        assert (await view.ask(asked(), YES_NO)).usage.calls == 1
+        assert (await view.ask(asked(), YES_NO)).usage.cached == 1
+    assert len(server.calls) == 3
 
 
 async def test_whatever_differs_is_another_question(server, client):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from hibug2.v1 import tagging_pb2 as pb
 from hibug2.v1 import types_pb2
 from services.tagging import course, worker
 from shared.errors import NotFound
+from shared.llm import retry
 from shared.names import Name, parse
 from shared.schema import Attribute, Category, Measure, Schema, Tagger, Task
 from shared.store.artifacts import Manifest, Provenance
@@ -160,6 +162,46 @@ async def test_a_check_ends_where_its_money_does_and_goes_on_with_more(fleet, ll
     job = await checked(stub, sample_count=SAMPLE, budget=types_pb2.Budget(amount=100))
     assert job.state == types_pb2.JOB_STATE_SUCCEEDED
     assert (await quality(stub)).sampled_count == SAMPLE
+
+
+async def test_an_answer_is_paid_once_while_another_of_its_part_does_not_come(fleet, llm, monkeypatch):
+    monkeypatch.setattr(retry, "_backoff", lambda state: 0.01)
+    monkeypatch.setattr(worker, "_WAIT_S", (0.05, 0.05))
+    stub = await fleet.serve()
+    fleet.work()
+    await last(stub, await fleet.create(stub, SCHEMA))
+    respond, refused = llm._respond, []
+
+    async def failing(call, request):
+        if call.images[0] == llm.calls[N].images[0] and len(refused) < 12:  # more than one round of tries
+            refused.append(call)
+            return scripted_llm._error(500, "The server had an error", "server_error")
+        return await respond(call, request)
+
+    monkeypatch.setattr(llm, "_respond", failing)
+    assert (await checked(stub, sample_count=SAMPLE)).state == types_pb2.JOB_STATE_SUCCEEDED
+    assert len(refused) == 12
+    paid = Counter(call.images[0] for call in llm.calls[N:] if call.status == 200)
+    assert sorted(paid.values()) == [1] * SAMPLE
+    before = len(llm.calls)
+    await checked(stub, sample_count=SAMPLE, seed=1)  # another check asks anew
+    assert len(llm.calls) - before == SAMPLE
+
+
+async def test_a_check_whose_money_ends_within_a_part_pays_for_the_rest_alone(fleet, llm, tmp_path):
+    (tmp_path / "prices.yaml").write_text(
+        f"- source: tests\n  date: 2026-01-01\n  currency: USD\n  models:\n    {MODEL}: {{input: 1.0, output: 1.0}}\n"
+    )
+    fleet.change(llm_prices=str(tmp_path / "prices.yaml"), llm_item_rows=SAMPLE)  # all of the check in one part
+    stub = await fleet.serve()
+    fleet.work()
+    await last(stub, await fleet.create(stub, SCHEMA))
+    job = await checked(stub, sample_count=SAMPLE, budget=types_pb2.Budget(amount=0.012))
+    assert job.state == types_pb2.JOB_STATE_PAUSED
+    assert 0 < len(llm.calls) - N < SAMPLE
+    job = await checked(stub, sample_count=SAMPLE, budget=types_pb2.Budget(amount=100))
+    assert job.state == types_pb2.JOB_STATE_SUCCEEDED
+    assert len(llm.calls) == N + SAMPLE
 
 
 async def test_what_cannot_be_checked_is_refused_with_the_reason(fleet, llm):

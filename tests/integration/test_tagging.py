@@ -22,9 +22,10 @@ from services.tagging import board, course, worker
 from services.tagging.plan import Part
 from services.tagging.tagger import Answer, Tagged
 from services.tagging.worker import Worker
-from shared.errors import Busy, HiBug2Error, Precondition, Unavailable
+from shared.errors import Busy, HiBug2Error, NotFound, Precondition, Unavailable
 from shared.llm import Usage
 from shared.metrics import JOBS
+from shared.names import parse
 from shared.queue.stream import Priority, WorkQueue
 from shared.rpc import status
 from shared.schema import MAIN_OBJECT, UNKNOWN, Attribute, Category, Measure, Schema, Tagger, Task
@@ -206,6 +207,79 @@ async def test_cancelling_stops_the_work_and_what_is_done_is_found_again(fleet, 
     assert again.state == types_pb2.JOB_STATE_SUCCEEDED
     assert gates.begun == {part: 2 if part == 4 else 1 for part in range(PARTS)}
     assert_all_tagged_once(fleet.table(again))
+
+
+@pytest.mark.parametrize(("flush_rows", "remade"), [(1, False), (1, True), (N, False)])
+async def test_a_dataset_deleted_while_it_is_tagged_ends_the_work_and_nothing_of_it_comes_back(
+    flush_rows, remade, fleet, images, llm, gates
+):
+    table = small(images, range(8, 20))
+    fleet.add_dataset("gone", [table])
+    fleet.change(flush_rows=flush_rows, team_items=3)  # so that parts wait with the job until the end
+    gates.hold(*range(2, 6))
+    stub = await fleet.serve()
+    fleet.work()
+    job = await fleet.create(stub, asking("size"), "gone")
+    await eventually(lambda: has_done(stub, job, 4))
+    await eventually(lambda: has_backlog(stub, 0, 3, 1))
+    await eventually(lambda: fleet.written(job) == (2 if flush_rows == 1 else 0))
+    fleet.artifacts.delete_dataset("gone")
+    if remade:
+        fleet.add_dataset("gone", [table])
+    error = await failure(stub, job)
+    assert isinstance(error, NotFound)
+    assert str(error) == "dataset 'gone' was deleted while it was tagged"
+    await eventually(lambda: has_backlog(stub, 0, 0))  # the parts in hand were dropped: nobody let them go
+    gates.release()
+    assert len(llm.calls) == 4
+    assert fleet.store.names("teams/default/datasets") == (["gone", "pets"] if remade else ["pets"])
+    assert "taggings" not in fleet.store.names("teams/default/datasets/gone")
+    if not remade:
+        fleet.add_dataset("gone", [table])
+    again = await last(stub, await fleet.create(stub, asking("size"), "gone"))
+    assert (again.name, again.state) == (job.name, types_pb2.JOB_STATE_SUCCEEDED)
+
+
+async def test_a_dataset_deleted_before_it_is_planned_or_before_its_table_is_written_stays_deleted(
+    fleet, images, monkeypatch
+):
+    known, dead = course.reuse.known_codes, WorkQueue.dead
+
+    def planned(artifacts, dataset, *others):
+        found = known(artifacts, dataset, *others)
+        artifacts.delete_dataset(dataset)
+        return found
+
+    async def ended(self, *about):
+        fleet.artifacts.delete_dataset("pets")
+        return await dead(self, *about)
+
+    stub = await fleet.serve()
+    fleet.work()
+    for changed, name, function in ((course.reuse, "known_codes", planned), (WorkQueue, "dead", ended)):
+        with monkeypatch.context() as deleting:
+            deleting.setattr(changed, name, function)
+            assert isinstance(await failure(stub, await fleet.create(stub, SCHEMA)), NotFound)
+        assert fleet.store.names("teams/default/datasets") == []
+        fleet.add_dataset("pets", [instances(images)])
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_a_worker_that_does_not_find_its_part_ends_the_tagging(whole, fleet, monkeypatch):
+    stub = await fleet.serve()
+    job = await fleet.create(stub, SCHEMA)
+    await eventually(lambda: has_backlog(stub, PARTS, 0))
+    monkeypatch.setattr(course, "_RECHECK_S", 60.0)  # nothing but the worker tells
+    await asyncio.sleep(0.6)
+    if whole:
+        fleet.artifacts.delete_dataset("pets")
+    else:
+        fleet.store.delete(fleet.artifacts.path(parse(job.name, "taggings", "name"), "plan", "000000.parquet"))
+    fleet.work()
+    error = await failure(stub, job)
+    assert isinstance(error, NotFound)
+    assert ("'pets' was deleted" if whole else "plan/000000.parquet") in str(error)
+    await eventually(lambda: has_backlog(stub, 0, 0))
 
 
 async def test_parts_that_are_there_are_not_done_again_whatever_the_settings_say_now(fleet, gates):

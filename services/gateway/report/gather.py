@@ -78,15 +78,11 @@ class _Facts:
         return self.table.schema
 
     @cached_property
-    def pairs(self) -> list[page.Pair]:
-        return [(a.name, tag) for a in self.schema.attributes for tag in a.tags]
-
-    @cached_property
     def offsets(self) -> npt.NDArray[np.int64]:
         return np.concatenate([[0], np.cumsum(self.table.tag_counts)])
 
     def words(self, items: npt.NDArray[np.int32]) -> tuple[page.Pair, ...]:
-        return tuple(self.pairs[i] for i in items if i >= 0)
+        return tuple(self.schema.pairs[i] for i in items if i >= 0)
 
     def doubtful_of(self, pairs: Sequence[page.Pair]) -> tuple[str, ...]:
         return tuple(attribute for attribute, _ in pairs if attribute in self.doubtful)
@@ -97,9 +93,11 @@ def gather(artifacts: Artifacts, reader: ImageReader, refs: RunRefs, outcomes: O
     manifest = artifacts.manifest(refs.ranking)
     parameters, summary = manifest.provenance.parameters, manifest.summary
     split = str(parameters["split"])
-    table, rows = _of_split(*_tags_and_rows(artifacts, str(parameters["tagging"])), split)
+    tagging = parse(str(parameters["tagging"]), "taggings", "tagging")
+    table, rows = artifacts.tagged(tagging, [split])
     record = artifacts.model(refs.dataset, refs.model)
-    stored = artifacts.scores(record)
+    ranked = str(manifest.provenance.inputs["scores"])  # whatever the model has now
+    stored = artifacts.scores_of(refs.dataset, ranked)
     facts = _Facts(
         artifacts,
         refs,
@@ -108,7 +106,7 @@ def gather(artifacts: Artifacts, reader: ImageReader, refs: RunRefs, outcomes: O
         scores_in_order(stored, table.instance_ids),
         column_by_id(stored, table.instance_ids, "predicted_label").to_pylist(),
         artifacts.read_part(refs.ranking, "error_slices"),
-        artifacts.doubtful_attributes(parse(str(parameters["tagging"]), "taggings", "tagging")),
+        artifacts.doubtful_attributes(tagging),
     )
     dataset = artifacts.dataset(refs.dataset)
     predicted, predicted_total = _predicted(facts)
@@ -129,7 +127,7 @@ def gather(artifacts: Artifacts, reader: ImageReader, refs: RunRefs, outcomes: O
         error_slice_total=facts.errors.num_rows,
         tested_count=int(summary["tested_count"]),
         significant_count=int(summary["significant_count"]),
-        by_chance=page.Chance(int(parameters["permutations"]), *summary["by_chance"]) if summary["by_chance"] else None,
+        by_chance=page.Chance(*summary["by_chance"]) if summary["by_chance"] else None,
         cover=_cover(facts, reader),
         tag_scores=_tag_scores(facts),
         heatmaps=_heatmaps(facts, int(parameters["min_count"])),
@@ -138,11 +136,11 @@ def gather(artifacts: Artifacts, reader: ImageReader, refs: RunRefs, outcomes: O
         repair=_repair(facts, outcomes),
         provenance={
             "run": refs.run,
-            "dataset hash": dataset.digest,
+            "dataset hash": artifacts.manifest(tagging).provenance.inputs["dataset"],  # it may have grown since
             "schema": facts.schema.schema_id,
-            "scores hash": record.digest,
-            "metric": record.metric,
-            "tagging": str(parameters["tagging"]),
+            "scores hash": ranked,
+            **({"metric": record.metric} if record.digest == ranked else {}),  # that of other scores says nothing
+            "tagging": str(tagging),
             "enumeration": str(parameters["enumeration"]),
             "ranking": str(refs.ranking),
             **({"prediction": str(refs.prediction)} if refs.prediction else {}),
@@ -150,20 +148,6 @@ def gather(artifacts: Artifacts, reader: ImageReader, refs: RunRefs, outcomes: O
             "version": VERSION,
         },
     )
-
-
-def _tags_and_rows(artifacts: Artifacts, tagging: str) -> tuple[TagTable, pa.Table]:
-    """A tag table and the instances in its order."""
-    name = parse(tagging, "taggings", "tagging")
-    table = artifacts.tag_table(name)
-    instances = artifacts.instances(artifacts.dataset(name.dataset))
-    position = pc.index_in(table.instance_ids, value_set=instances.column("instance_id").combine_chunks())
-    return table, instances.take(position)
-
-
-def _of_split(table: TagTable, rows: pa.Table, split: str) -> tuple[TagTable, pa.Table]:
-    chosen = np.flatnonzero(pc.equal(rows.column("split"), split).to_numpy())
-    return table.take(chosen), rows.take(pa.array(chosen))
 
 
 def _seed(facts: _Facts) -> int:
@@ -284,7 +268,7 @@ def _tag_scores(facts: _Facts) -> tuple[page.TagScore, ...]:
 
 
 def _heatmaps(facts: _Facts, min_count: int) -> tuple[page.Heatmap, ...]:
-    counts = [len(a.tags) for a in facts.schema.attributes]
+    counts = facts.table.tag_counts.tolist()
     out = []
     for i, j in widest_pairs(facts.table.codes, facts.scores, counts, min_count, HEATMAPS):
         mean, count = cross(facts.table.codes, facts.scores, (i, counts[i]), (j, counts[j]))
@@ -309,11 +293,10 @@ def _predicted(facts: _Facts) -> tuple[tuple[page.PredictedSlice, ...], int]:
     shown = table.slice(0, MAX_PREDICTED)
     out = []
     for i, (row, items) in enumerate(zip(shown.to_pylist(), items_of(shown), strict=True)):
-        replaced = facts.pairs[row["from_item"]]
+        replaced = facts.schema.pairs[row["from_item"]]
         more = len(row["origin_ranks"]) - 1
-        origin = (
-            f"error slice {row['origin_ranks'][0]}, {replaced[0]}: {replaced[1]} → {facts.pairs[row['to_item']][1]}"
-        )
+        _, put_in = facts.schema.pairs[row["to_item"]]
+        origin = f"error slice {row['origin_ranks'][0]}, {replaced[0]}: {replaced[1]} → {put_in}"
         out.append(
             page.PredictedSlice(
                 rank=i + 1,

@@ -82,7 +82,6 @@ class Cover:
 class Chance:
     """Error slices that shuffled scores name, and the range of 95% of the shuffles."""
 
-    shuffle_count: int
     mean: float
     low: float
     high: float

@@ -128,8 +128,8 @@ def _tag_groups(scores: Sequence[TagScore]) -> list[_TagGroup]:
 
 
 def _axis(means: Sequence[float]) -> tuple[float, float]:
-    """Ends of an axis that holds `means`, at tenths."""
-    low = max(0, int(min(means) * 10))
+    """Ends of an axis that holds `means`, at tenths, which are never the same."""
+    low = max(0, min(9, int(min(means) * 10)))
     high = min(10, int(max(means) * 10) + 1)
     return low / 10, high / 10
 

@@ -81,6 +81,17 @@ def algorithm_3(codes: np.ndarray, tag_counts: Any, min_count: int, max_depth: i
     return found
 
 
+def slice_rows(codes: np.ndarray, tag_counts: Any, items: Any) -> np.ndarray:
+    """The rows that hold every one of `items`, offset of the attribute + tag; -1 is padding."""
+    offsets = np.cumsum([0, *tag_counts])
+    member = np.ones(len(codes), dtype=bool)
+    for item in items:
+        if item >= 0:
+            attribute = int(np.searchsorted(offsets, item, side="right")) - 1
+            member &= codes[:, attribute] == item - offsets[attribute]
+    return np.flatnonzero(member)
+
+
 def sums(rows: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Scored rows and sum of scores of each column over `rows`."""
     inside = scores[rows]

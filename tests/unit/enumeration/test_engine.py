@@ -13,7 +13,7 @@ from services.enumeration.lattice import Cancelled, item_offsets
 from services.enumeration.row_list_kernel import RowLists
 from shared.errors import InvalidInput, TooLarge
 from tests.load.shapes import paper_table
-from tests.unit.enumeration.references import algorithm_1, algorithm_3, sums
+from tests.unit.enumeration.references import algorithm_1, algorithm_3, slice_rows, sums
 from tests.unit.enumeration.tables import Table, tables
 
 NAMES = ("items", "count", "scored", "total")
@@ -120,7 +120,7 @@ class TestShapes:
         found = engine.enumerate_slices(codes, tag_counts, scores, min_count=10, max_depth=3)
         np.testing.assert_allclose(found.total[:, 0], 0.3 * found.count, rtol=0, atol=1e-9)
         for line in range(0, len(found), 97):
-            rows = lattice.slice_rows(codes, tag_counts, found.items[line])
+            rows = slice_rows(codes, tag_counts, found.items[line])
             assert len(rows) == found.count[line]
             assert abs(float(np.sum(scores[rows, 1].astype(np.longdouble)) - found.total[line, 1])) < 1e-9
 

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from services.enumeration import families as module
 from services.enumeration.error_slices import find_error_slices
 from services.enumeration.families import extents_of, families, greedy_cover, tag_blame
-from services.enumeration.lattice import enumerate_slices, slice_rows
+from services.enumeration.lattice import enumerate_slices
 from shared.errors import TooLarge
 from tests.load.shapes import paper_table
+from tests.unit.enumeration.references import slice_rows
 from tests.unit.enumeration.tables import tables
 
 correctness = tables(values=(0.0, 1.0), max_rows=80)
@@ -137,7 +138,7 @@ def test_no_slices_no_families():
     extents = extents_of(np.zeros((5, 2), dtype=np.uint8), [2, 2], items)
     assert families(extents, items).leaders.tolist() == []
     cover = greedy_cover(extents, np.zeros(5))
-    assert (cover.order.tolist(), cover.needed(0.5)) == ([], None)
+    assert (cover.order.tolist(), cover.share.tolist()) == ([], [])
 
 
 @given(table=tables(values=(0.0, 0.25, 1.0), max_rows=80), seed=seeds)
@@ -148,20 +149,14 @@ def test_each_step_of_the_cover_takes_the_most_that_is_left(table, seed):
     loss = np.nan_to_num(1 - scores, nan=0.0)
     cover = greedy_cover(extents_of(table.codes, table.tag_counts, items), scores)
     sets, left, held = sets_of(table, items), loss.copy(), 0.0
-    for chosen, new, share in zip(cover.order, cover.new_share, cover.share, strict=True):
+    for chosen, share in zip(cover.order, cover.share, strict=True):
         gains = [left[list(rows)].sum() for rows in sets]
         assert chosen == int(np.argmax(gains))
-        assert new == pytest.approx(gains[chosen] / loss.sum())
         left[list(sets[chosen])] = 0
-        held += new
+        held += gains[chosen] / loss.sum()
         assert share == pytest.approx(held)
     assert max((left[list(rows)].sum() for rows in sets), default=0.0) < 1e-9
-    reached = float(cover.share[-1]) if len(cover.share) else 0.0
-    assert reached <= 1 + 1e-9
-    if reached:
-        assert cover.needed(reached) == len(cover.order)
-        assert cover.needed(reached / 2) == 1 + int(np.argmax(cover.share >= reached / 2 - 1e-12))
-    assert cover.needed(reached + 0.01) is None
+    assert max(cover.share, default=0.0) <= 1 + 1e-9
 
 
 @given(tables())

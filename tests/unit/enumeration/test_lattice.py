@@ -11,7 +11,6 @@ from services.enumeration.lattice import (
     estimate_slices,
     item_offsets,
     score_slices,
-    slice_rows,
 )
 from shared.errors import InvalidInput, TooLarge
 from tests.load.shapes import paper_table
@@ -129,17 +128,6 @@ def test_shapes_and_dtypes():
     assert bare.scored.shape == bare.total.shape == (len(slices), 0)
 
 
-@given(any_scores)
-@settings(max_examples=30, deadline=None)
-def test_slice_rows_are_the_extent(table):
-    slices = enumerate_table(table)
-    found = algorithm_3(table.codes, table.tag_counts, table.min_count, table.max_depth)
-    for row, pairs in zip(slices.items, pairs_of(slices.items, table.tag_counts), strict=True):
-        np.testing.assert_array_equal(slice_rows(table.codes, table.tag_counts, row), found[pairs])
-    everything = slice_rows(table.codes, table.tag_counts, [-1])
-    assert everything.tolist() == list(range(len(table.codes)))
-
-
 class TestEstimate:
     @given(any_scores | correctness)
     @settings(max_examples=40, deadline=None)
@@ -239,10 +227,6 @@ class TestRefusals:
     def test_items_that_are_no_slice(self, items):
         with pytest.raises(InvalidInput, match="items"):
             score_slices(self.codes, self.tag_counts, np.array(items), self.scores)
-
-    def test_rows_of_an_item_that_is_not_there(self):
-        with pytest.raises(InvalidInput, match="items"):
-            slice_rows(self.codes, self.tag_counts, [10_000])
 
     @pytest.mark.parametrize(
         ("request_", "fields"),

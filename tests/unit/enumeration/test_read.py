@@ -124,6 +124,19 @@ def test_an_order_that_cannot_be_read_is_refused(text):
     assert refused.value.violations[0].field == "order_by"
 
 
+@pytest.mark.parametrize(
+    ("filter_text", "order_by", "told"),
+    [
+        ("", "tag", "'tag' is not one of count"),
+        ("size > 1", "", "'size' is not one of count, attribute, tag, class"),
+    ],
+)
+def test_fields_that_are_named_may_stand_there(filter_text, order_by, told):
+    with pytest.raises(InvalidInput) as refused:
+        choose({"count": np.array([1])}, np.array([[0]], np.int32), WORDS, filter_text, order_by)
+    assert [violation.description for violation in refused.value.violations] == [told]
+
+
 @given(stored())
 def test_items_are_told_in_words(slices):
     items, _ = slices

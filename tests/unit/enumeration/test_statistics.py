@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.enumeration.error_slices import find_error_slices
-from services.enumeration.lattice import Slices, enumerate_slices, score_slices, slice_rows
+from services.enumeration.lattice import Slices, enumerate_slices, score_slices
 from services.enumeration.statistics import (
     chance_of,
     confirm,
@@ -290,7 +290,7 @@ class TestConfirm:
         rng = np.random.default_rng(0)
         scores = (rng.random(3_000) < 0.85).astype(float)
         item = int(enumerate_slices(self.codes, self.tag_counts, None, min_count=300, max_depth=1).items[0, 0])
-        rows = slice_rows(self.codes, self.tag_counts, [item])
+        rows = references.slice_rows(self.codes, self.tag_counts, [item])
         scores[rows] = rng.random(len(rows)) < 0.4
         result = self.run(scores, seed=1)
         planted = (result.items == [item, -1]).all(axis=1)

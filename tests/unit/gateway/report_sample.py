@@ -116,7 +116,7 @@ def sample(slices: int = 60, seed: int = 3) -> ReportData:
         error_slice_total=924,
         tested_count=15093,
         significant_count=640,
-        by_chance=Chance(shuffle_count=20, mean=12.2, low=4.95, high=19.6),
+        by_chance=Chance(mean=12.2, low=4.95, high=19.6),
         cover=_cover(error_slices),
         tag_scores=tuple(tag_scores),
         heatmaps=(

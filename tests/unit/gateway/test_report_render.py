@@ -292,9 +292,9 @@ def test_a_q_value_never_reads_as_lower_than_it_is(q: float) -> None:
     ("by_chance", "significant", "said"),
     [
         (None, 640, "below the whole; 640 hold at"),
-        (Chance(20, 0.0, 0.0, 0.0), 1, "below the whole; shuffled scores name none; 1 holds at"),
-        (Chance(20, 0.45, 0.0, 2.5), 640, "shuffled scores name about 0.5 (95%: 0 to 3); 640 hold at"),
-        (Chance(20, 7513.2, 7207.9, 7888.1), 0, "about 7,513 (95%: 7,207 to 7,889); none holds at"),
+        (Chance(0.0, 0.0, 0.0), 1, "below the whole; shuffled scores name none; 1 holds at"),
+        (Chance(0.45, 0.0, 2.5), 640, "shuffled scores name about 0.5 (95%: 0 to 3); 640 hold at"),
+        (Chance(7513.2, 7207.9, 7888.1), 0, "about 7,513 (95%: 7,207 to 7,889); none holds at"),
     ],
 )
 def test_the_head_says_what_chance_would_name(

@@ -206,6 +206,28 @@ async def test_who_takes_a_run_over_keeps_the_schema_that_it_asked_for(clock: Cl
     assert tagging.job.done_count == 9
 
 
+@pytest.mark.parametrize("taken_over", [False, True])
+async def test_who_lost_a_run_to_another_leaves_its_step_alone(clock: Clock, taken_over: bool) -> None:
+    watched, cancelled = asyncio.Event(), []
+
+    class Endless(Tagging):
+        async def WatchTagging(self, _: object) -> Any:  # noqa: N802
+            yield job(types_pb2.JOB_STATE_RUNNING, 3)
+            watched.set()
+            await asyncio.Event().wait()
+
+        async def CancelTagging(self, request: Any) -> None:  # noqa: N802
+            cancelled.append(request.name)
+
+    made, _ = pipeline(Endless(clock, lambda _: []))
+    task = asyncio.create_task(made._tagging())
+    await watched.wait()
+    made._progress.cancelled, made._progress.taken_over = True, taken_over
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert cancelled == ([] if taken_over else [TAGGING])
+
+
 async def nothing() -> None: ...
 
 

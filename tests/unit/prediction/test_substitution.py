@@ -67,7 +67,6 @@ def cases(draw):
             "neighbours": draw(st.integers(1, 4)),
             "max_per_class": draw(st.integers(1, 5)),
             "max_predictions": draw(st.integers(1, 30)),
-            "substitute_class": draw(st.booleans()),
         },
     )
 
@@ -88,7 +87,7 @@ def reference(schema, errors, drop, enumerated, embed, options):
             if item < 0:
                 continue
             attribute = schema.attributes[attribute_of[item]]
-            if attribute.name == MAIN_OBJECT and not options["substitute_class"]:
+            if attribute.name == MAIN_OBJECT:
                 continue
             rivals = [
                 other
@@ -149,8 +148,7 @@ def test_what_every_prediction_obeys(case):
             old, new = changed[0]
             assert attribute_of[old] == attribute_of[new]
             assert tags[new] != NOT_VISIBLE
-            if not options["substitute_class"]:
-                assert schema.attributes[attribute_of[old]].name != MAIN_OBJECT
+            assert schema.attributes[attribute_of[old]].name != MAIN_OBJECT
         assert found.origin_indices[found.origin_offsets[i]] == found.origin[i]
         assert found.attribute[i] == attribute_of[found.to_item[i]]
         assert found.score[i] == pytest.approx(drop[found.origin[i]] * found.similarity[i])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from redis.asyncio import Redis
 
@@ -16,7 +15,7 @@ from services.repair.methods import ErrorSlices
 from services.repair.server import RepairServicer
 from shared.errors import InvalidInput
 from shared.schema import MAIN_OBJECT, Attribute, Category, Schema, Tagger, Task
-from shared.store.artifacts import SCORES, items_of
+from shared.store.artifacts import items_of
 from tests.unit.shared.world import OFFSETS, RANKING, TAGGING, N, World
 
 SCHEMA = Schema(
@@ -71,12 +70,7 @@ def test_fewer_than_one_is_no_wish():
 
 @pytest.fixture
 def world(tmp_path):
-    world = World(tmp_path)
-    scores = world.artifacts.scores(world.model)
-    for name in ("confidence", "probabilities"):
-        scores = scores.append_column(name, pa.nulls(scores.num_rows))
-    world.artifacts.write_scores(world.model, scores.cast(SCORES))
-    return world
+    return World(tmp_path)
 
 
 async def test_what_is_wanted_of_doubtful_tags_says_so(world):
@@ -101,5 +95,7 @@ def test_the_pool_is_counted_by_the_class_that_the_model_predicts(world):
     for need, row in zip(found, items.tolist(), strict=True):
         assert need.pool_count == sum({i for i in row if i >= 0} <= tags for tags in held)
         assert need.pool_count + need.missing_count == 1000
+    world.score_anew(["cat"] * len(world.ids))
+    assert data_needs(world.artifacts, RANKING, "pool", 1000) == found  # by the scores that were ranked
     nothing = data_needs(world.artifacts, RANKING, "train", 0)
     assert [n.pool_count for n in nothing] == [0] * len(items)

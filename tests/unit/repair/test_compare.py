@@ -20,17 +20,19 @@ SELECTION = Name("pets", "selections", "s")
 WORST = Compared("v2", SELECTION)
 
 
-def add_model(world: World, model: str, score: np.ndarray, ids: list[str]) -> ModelRecord:
+def scores_of(world: World, score: np.ndarray, ids: list[str]) -> pa.Table:
     columns = {
         "instance_id": ids,
         "score": score,
         "predicted_label": [world.predicted[world.ids.index(i)] for i in ids],
     }
     empty = {"confidence": pa.nulls(len(ids)), "probabilities": pa.nulls(len(ids))}
-    table = pa.table(columns | empty).cast(SCORES)
-    record = ModelRecord("pets", model, "custom", table_digest(table), len(ids), 0.5, "")
-    world.artifacts.write_scores(record, table)
-    return record
+    return pa.table(columns | empty).cast(SCORES)
+
+
+def add_model(world: World, model: str, score: np.ndarray, ids: list[str]) -> None:
+    table = scores_of(world, score, ids)
+    world.artifacts.write_scores(ModelRecord("pets", model, "custom", table_digest(table), len(ids), 0.5, ""), table)
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +42,12 @@ def world(tmp_path_factory) -> World:
     old = found.artifacts.scores(found.model).column("score").to_pylist()[:N]
     found.before = np.array(old, float)
     found.after = np.where(np.arange(N) % 2 == 0, 1.0, found.before)
-    first = add_model(found, "v1", np.concatenate([found.before, np.ones(len(found.ids) - N)]), found.ids)
+    everywhere = np.concatenate([found.before, np.ones(len(found.ids) - N)])
+    found.artifacts.write_scores(found.model, scores_of(found, everywhere, found.ids))
     add_model(found, "v2", found.after, found.ids[:N])
     add_model(found, "v3", found.before[:10], found.ids[:10])
     wanted = Wanted(Method.LOWEST_MEAN, 9, "pool", rivals=(Method.RANDOM,))
-    pick_artifact(found.artifacts, SELECTION, RANKING, first, wanted, read_file=None, open_image=None)
+    pick_artifact(found.artifacts, SELECTION, RANKING, wanted, read_file=None, open_image=None)
     return found
 
 
@@ -94,6 +97,17 @@ def test_means_and_changes_are_those_of_the_scores(world):
         change = second.groups[group].change
         assert change.mean == pytest.approx((world.after - world.before)[mask].mean())
         assert change.low <= change.mean <= change.high
+
+
+def test_the_ranked_model_is_compared_as_it_was_ranked(world):
+    before = compare(world.artifacts, RANKING, [WORST], "validation")
+    world.score_anew(world.predicted)
+    assert compare(world.artifacts, RANKING, [WORST], "validation") == before
+
+
+def test_a_split_without_tagged_instances_is_nothing_to_compare_on(world):
+    with pytest.raises(Precondition, match="nothing to compare on: no tagged instance is in the split 'test'"):
+        compare(world.artifacts, RANKING, [WORST], "test")
 
 
 def test_forgetting_shows(world):

@@ -16,7 +16,7 @@ from services.repair.pick import Wanted, check_asked, class_codes, pick_artifact
 from shared.errors import InvalidInput, NotFound, Precondition
 from shared.names import Name
 from shared.schema import UNKNOWN, Task
-from shared.store.artifacts import ModelRecord, Provenance, items_of, table_digest
+from shared.store.artifacts import Provenance, items_of
 from tests.unit.shared.world import OFFSETS, POOL, RANKING, SCHEMA, TAGGING, N, World
 
 NAME = Name("pets", "selections", "s")
@@ -43,20 +43,14 @@ def probable(tmp_path_factory) -> World:
     is_bear = np.array([label == "bear" for label in scores.column("predicted_label").to_pylist()])
     bear = np.where(is_bear, best, 1 - best)
     column = pa.array(np.column_stack([bear, 1 - bear]).astype(np.float32).tolist(), pa.list_(pa.float32()))
-    scores = scores.append_column("probabilities", column).append_column("confidence", pa.array(best))
-    record = ModelRecord("pets", "v1", "custom", table_digest(scores), N, found.model.mean_score, "")
-    found.artifacts.write_scores(record, scores)
-    found.model = record
+    scores = scores.drop_columns(["probabilities", "confidence"])
+    scores = scores.append_column("confidence", pa.array(best)).append_column("probabilities", column)
+    found.artifacts.write_scores(found.model, scores)
     return found
 
 
 def picked(world: World, wanted: Wanted = WANTED, read_file=no_file, open_image=no_file) -> tuple[pa.Table, dict]:
-    scores = world.artifacts.scores(world.model)
-    for missing, kind in (("confidence", pa.float64()), ("probabilities", pa.list_(pa.float32()))):
-        if missing not in scores.column_names:
-            scores = scores.append_column(missing, pa.nulls(scores.num_rows, kind))
-    world.artifacts.write_scores(world.model, scores)
-    pick_artifact(world.artifacts, NAME, RANKING, world.model, wanted, read_file=read_file, open_image=open_image)
+    pick_artifact(world.artifacts, NAME, RANKING, wanted, read_file=read_file, open_image=open_image)
     return read_picks(world.artifacts, NAME, None)[0], dict(world.artifacts.manifest(NAME).summary)
 
 
@@ -88,6 +82,14 @@ def test_each_pick_matches_the_slice_that_asked_for_it(world, method, spread):
         assert {item for item in items[row].tolist() if item >= 0} <= set(held)
     if method is Method.LOWEST_MEAN and not spread:
         assert picks.column("slice_rank").to_pylist() == sorted(picks.column("slice_rank").to_pylist())
+
+
+def test_picks_go_by_the_scores_that_were_ranked(tmp_path):
+    world = World(tmp_path)
+    before, _ = picked(world)
+    world.score_anew(["cat"] * len(world.ids))
+    assert picked(world)[0].equals(before)
+    assert world.artifacts.manifest(NAME).provenance.inputs["scores"] == world.model.digest
 
 
 def test_no_more_than_the_budget_is_picked(world):
@@ -226,6 +228,23 @@ def test_embeddings_that_do_not_fit_are_refused(world, table, what):
         pq.write_table(pa.table(table), sink)
     wanted = replace(WANTED, method=Method.K_CENTER, embeddings_uri="file:///e.parquet")
     with pytest.raises(InvalidInput, match=what):
+        picked(world, wanted, read_file=lambda _: sink.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("ids", "vector"),
+    [
+        ([f"i{i}" for i in range(20_000)], [0.5] * 256),  # 20 MB of vectors
+        (["x" * 10_000] * 2_000, [0.5]),  # 20 MB of ids
+    ],
+)
+def test_a_small_file_of_embeddings_that_gets_large_is_refused_with_the_limit(world, monkeypatch, ids, vector):
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"instance_id": ids, "embedding": [vector] * len(ids)}), sink)
+    assert len(sink.getvalue()) < 1 << 20
+    monkeypatch.setattr("services.repair.pick.MAX_VECTOR_BYTES", 1 << 20)
+    wanted = replace(WANTED, method=Method.K_CENTER, embeddings_uri="file:///e.parquet")
+    with pytest.raises(InvalidInput, match="holds more than 1,048,576 bytes of ids and vectors"):
         picked(world, wanted, read_file=lambda _: sink.getvalue())
 
 

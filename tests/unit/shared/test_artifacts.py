@@ -207,6 +207,29 @@ def test_an_artifact_is_there_once_its_manifest_is(artifacts):
     assert artifacts.tag_table(name).codes.tolist() == [[0], [UNKNOWN]]
 
 
+@pytest.mark.parametrize(
+    ("splits", "rows"), [(None, [0, 1, 2, 3]), (["pool"], [1, 3]), (["test", "pool"], [1, 2, 3]), (["train"], [])]
+)
+def test_the_tags_of_a_split_come_with_its_instances(artifacts, splits, rows):
+    table = (
+        instances(5)
+        .drop_columns(["split"])
+        .append_column("split", pa.array(["validation", "pool", "test", "pool", "train"]))
+    )
+    whole = table.select(INSTANCES.names).cast(INSTANCES)
+    part = artifacts.write_instances("bears", whole)
+    artifacts.write_dataset(record_of("bears", Task.CLASSIFICATION, whole, [part], "digest", []))
+    artifacts.write_schema("bears", SCHEMA, Provenance({}))
+    name = Name("bears", "taggings", "t1")
+    tags = TagTable(pa.array([f"i{i}" for i in range(4)]), np.array([[0], [1], [UNKNOWN], [0]], np.uint16), SCHEMA)
+    artifacts.write_part(name, "tags", tags_to_arrow(tags))
+    artifacts.complete(name, Manifest(Provenance({}, {"schema": SCHEMA.schema_id}), {}))
+    found, there = artifacts.tagged(name, splits)
+    assert found.instance_ids.to_pylist() == there.column("instance_id").to_pylist() == [f"i{i}" for i in rows]
+    assert found.codes.tolist() == tags.codes[rows].tolist()
+    assert there.equals(whole.take(pa.array(rows, pa.int64())).combine_chunks())
+
+
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 20), unique=True), st.lists(st.integers(0, 20), unique=True))
 def test_scores_come_in_the_order_of_the_ids(scored, asked):

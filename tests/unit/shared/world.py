@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from services.gateway.datasets import check_instances, record_of
 from shared.names import Name
 from shared.schema import MAIN_OBJECT, UNKNOWN, Attribute, Category, Schema, Tagger, Task
 from shared.store.artifacts import (
+    SCORES,
     Artifacts,
     Manifest,
     ModelRecord,
@@ -77,11 +79,24 @@ class World:
                 "instance_id": self.ids,
                 "score": pa.array(score, mask=pool),
                 "predicted_label": self.predicted,
+                "confidence": pa.nulls(len(self.ids)),
+                "probabilities": pa.nulls(len(self.ids)),
             }
-        )
+        ).cast(SCORES)
         self.model = ModelRecord("pets", "v1", "custom", table_digest(scores), N, float(score[:N].mean()), "")
         self.artifacts.write_scores(self.model, scores)
         self._enumerate(score[:N])
+
+    def score_anew(self, predicted: list[str]) -> None:
+        """Give the model other scores than those that were ranked: `predicted` for each instance, and never right."""
+        scores = self.artifacts.scores(self.model)
+        columns = {
+            **dict(zip(scores.column_names, scores.columns, strict=True)),
+            "score": pa.array(np.zeros(len(self.ids))),
+            "predicted_label": predicted,
+        }
+        table = pa.table(columns).cast(SCORES)
+        self.artifacts.write_scores(replace(self.model, digest=table_digest(table), mean_score=0.0), table)
 
     def _enumerate(self, score: np.ndarray) -> None:
         """The slices with 5 instances or more, and the error slices among them by the paper's rule, one by one."""
@@ -101,7 +116,8 @@ class World:
             if mean < overall - 0.2 and all(mean < found[parent][1] for parent in parents[k])
         ]
         errors.sort(key=lambda k: (found[k][1], k))
-        inputs = {"tagging": str(TAGGING), "schema": SCHEMA.schema_id, "enumeration": str(ENUMERATION)}
+        inputs = {"scores": self.model.digest}
+        parameters = {"tagging": str(TAGGING), "schema": SCHEMA.schema_id, "enumeration": str(ENUMERATION)}
         for name, part, rows in ((ENUMERATION, "slices", list(found)), (RANKING, "error_slices", errors)):
             items = np.full((len(rows), 3), -1, np.int32)
             for i, row in enumerate(rows):
@@ -109,4 +125,4 @@ class World:
             mean = np.array([found[row][1] for row in rows])
             table = {**item_columns(items), "count": [found[row][0] for row in rows], "mean": mean}
             self.artifacts.write_part(name, part, pa.table({**table, "drop": overall - mean}))
-            self.artifacts.complete(name, Manifest(Provenance({}, {**inputs, "model": "v1"}), {}))
+            self.artifacts.complete(name, Manifest(Provenance(inputs, {**parameters, "model": "v1"}), {}))
