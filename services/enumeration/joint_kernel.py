@@ -71,23 +71,21 @@ def _rows_with(codes: Any, divisor: int, size: int, tag: int, rows: Any, n_rows:
 
 
 @compiled
-def _add_to_table(pair: Any, third: Any, size: int, words: Any, table: Any) -> None:
-    """Add words (n,) at pair * size + third: (n,) codes of two groups, and of a third of `size` codes."""
-    step = np.uint64(size)
+def _add_to_table(pair: Any, third: Any, columns: int, words: Any, table: Any) -> None:
+    """Add words (n,) at pair * columns + third: (n,) codes of two groups, and of a third."""
+    step = np.uint64(columns)
     for r in range(len(words)):
         table[np.uint64(pair[r]) * step + np.uint64(third[r])] += words[r]
 
 
 @compiled
-def _add_to_two(
-    pair: Any, third: Any, size: int, also: Any, also_size: int, words: Any, table: Any, also_table: Any
-) -> None:
+def _add_to_two(pair: Any, third: Any, also: Any, columns: int, words: Any, table: Any, also_table: Any) -> None:
     """As `_add_to_table`, for two third groups at once: pair and words are read once."""
-    step, also_step = np.uint64(size), np.uint64(also_size)
+    step = np.uint64(columns)
     for r in range(len(words)):
-        base, word = np.uint64(pair[r]), words[r]
-        table[base * step + np.uint64(third[r])] += word
-        also_table[base * also_step + np.uint64(also[r])] += word
+        base, word = np.uint64(pair[r]) * step, words[r]
+        table[base + np.uint64(third[r])] += word
+        also_table[base + np.uint64(also[r])] += word
 
 
 @compiled
@@ -111,21 +109,24 @@ def _fold(table: Any, cells: int, columns: int, a: int, end: int, tags: Any, fir
 
 
 @compiled
-def _sum_up(line: Any, cells: int, a: int, end: int, sizes: Any, divisors: Any, widths: Any, out: Any) -> None:
-    """As `_fold` for one column (cells,), to out (items,)."""
-    at = 0
-    for b in range(a, end):
-        divisor = divisors[b]
-        step = sizes[b] * divisor
-        for tag in range(widths[b]):
-            whole = np.uint64(0)
-            high = tag * divisor
-            while high < cells:  # range() would divide
-                for code in range(high, high + divisor):
-                    whole += line[code]
-                high += step
-            out[at + tag] = whole
-        at += widths[b]
+def _sum_up(line: Any, local: Any, start: int, stop: int, sizes: Any, divisors: Any, widths: Any, out: Any) -> None:
+    """As `_fold` for a column of each of the groups start to stop - 1, one after the other in line, to out (items,)."""
+    at = begin = 0
+    for h in range(start, stop):
+        end = begin + local[h, 2]
+        for b in range(local[h, 0], local[h, 1]):
+            divisor = divisors[b]
+            step = sizes[b] * divisor
+            for tag in range(widths[b]):
+                whole = np.uint64(0)
+                high = begin + tag * divisor
+                while high < end:  # range() would divide
+                    for code in range(high, high + divisor):
+                        whole += line[code]
+                    high += step
+                out[at] = whole
+                at += 1
+        begin = end
 
 
 @compiled
@@ -164,7 +165,7 @@ def _add_within(
                 block[i, firsts[b + 1] : firsts[end], firsts[lead] : firsts[end]] = 0
     for code in range(cells):
         line = table[code * columns : (code + 1) * columns]
-        _sum_up(line, columns, a, b_end, sizes, divisors, widths, own)
+        _sum_up(line, local, g, g + 1, sizes, divisors, widths, own)
         whole = line.sum()
         for b in range(lead, end):
             tag = tags[b, code]
@@ -201,10 +202,12 @@ def _count(
         last = max(g + 2, n_groups)
         start = g + 1
         while start < last:
-            stop, used = start, 0
-            while stop < last and (stop == start or used + first * second * local[stop, 2] <= len(tables)):
-                used += first * second * local[stop, 2]
+            # Tables with the same first two groups lie side by side, so that they are summed up in long lines.
+            stop, columns = start, 0
+            while stop < last and (stop == start or first * second * (columns + local[stop, 2]) <= len(tables)):
+                columns += local[stop, 2]
                 stop += 1
+            used = first * second * columns
             tables[:used] = 0
             for begin in range(0, n, ROWS_AT_ONCE):
                 m = min(ROWS_AT_ONCE, n - begin)
@@ -213,37 +216,29 @@ def _count(
                     pair[r] = np.uint16(left[begin + r]) * np.uint16(second) + np.uint16(right[begin + r])
                 at, h, rows_here = 0, start, words[begin : begin + m]
                 while h < stop:
-                    size = local[h, 2]
-                    third, table = codes[local[h, 3], begin : begin + m], tables[at : at + first * second * size]
-                    at += len(table)
+                    third, table = codes[local[h, 3], begin : begin + m], tables[at:used]
+                    at += local[h, 2]
                     if h + 1 == stop:
-                        _add_to_table(pair[:m], third, size, rows_here, table)
+                        _add_to_table(pair[:m], third, columns, rows_here, table)
                     else:
-                        also_size = local[h + 1, 2]
                         also = codes[local[h + 1, 3], begin : begin + m]
-                        also_table = tables[at : at + first * second * also_size]
-                        at += len(also_table)
-                        _add_to_two(pair[:m], third, size, also, also_size, rows_here, table, also_table)
+                        _add_to_two(pair[:m], third, also, columns, rows_here, table, tables[at:used])
+                        at += local[h + 1, 2]
                     h += 2
-            at = 0
-            for h in range(start, stop):
-                b, b_end, columns = local[h, 0], local[h, 1], local[h, 2]
-                table = tables[at : at + first * second * columns]
-                at += first * second * columns
-                _fold(table, first, second * columns, lead, end, tags, firsts, rows)
-                for i in range(n_first):
-                    line = rows[i * second * columns : (i + 1) * second * columns]
-                    _fold(line, second, columns, a, a_end, tags, firsts, more_rows)
-                    for j in range(n_second):
-                        _sum_up(
-                            more_rows[j * columns : (j + 1) * columns], columns, b, b_end, sizes, divisors, widths,
-                            block[i, firsts[a] + j, firsts[b] : firsts[b_end]],
-                        )  # fmt: skip
-                if h == g + 1:
-                    own = more_rows[: first * second]
-                    for code in range(first * second):
-                        own[code] = table[code * columns : (code + 1) * columns].sum()
-                    _add_within(own, local, g, sizes, divisors, widths, tags, firsts, rows, block)
+            _fold(tables, first, second * columns, lead, end, tags, firsts, rows)
+            for i in range(n_first):
+                line = rows[i * second * columns : (i + 1) * second * columns]
+                _fold(line, second, columns, a, a_end, tags, firsts, more_rows)
+                for j in range(n_second):
+                    _sum_up(
+                        more_rows[j * columns : (j + 1) * columns], local, start, stop, sizes, divisors, widths,
+                        block[i, firsts[a] + j, firsts[local[start, 0]] :],
+                    )  # fmt: skip
+            if start == g + 1:
+                own = more_rows[: first * second]
+                for code in range(first * second):
+                    own[code] = tables[code * columns : code * columns + local[start, 2]].sum()
+                _add_within(own, local, g, sizes, divisors, widths, tags, firsts, rows, block)
             start = stop
 
 
@@ -373,7 +368,8 @@ class Groups:
 
     cells: (G,) combinations of tags; group_of: (A,); sizes: (A,) tags of each attribute, one more where some row has
     none of them; divisors: (A,) how far apart these are in the code of the group; tags: (A, 256) int16 what each code
-    says of an attribute, -1 for none; most_items: of one group.
+    says of an attribute, -1 for none; most_items: of one group; items_a_cell: the most tags that the last attributes of
+    a group have for each combination of theirs, at least 1.
     """
 
     bounds: NDArray[np.int64]
@@ -383,6 +379,7 @@ class Groups:
     divisors: NDArray[np.int64]
     tags: NDArray[np.int16]
     most_items: int
+    items_a_cell: int
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -415,6 +412,7 @@ def _groups(table: Encoded, rows: float) -> Groups:
             divisors[a] = divisors[a + 1] * sizes[a + 1]
     starts = np.array(bounds[:-1])
     items = table.firsts[bounds[1:]] - table.firsts[starts]
+    ends = table.firsts[bounds[1:]][group_of]
     tags = (np.arange(256) // divisors[:, None] % sizes[:, None]).astype(np.int16)
     return Groups(
         bounds=np.array(bounds),
@@ -424,6 +422,7 @@ def _groups(table: Encoded, rows: float) -> Groups:
         divisors=divisors,
         tags=np.where(tags < table.widths[:, None], tags, np.int16(-1)),
         most_items=int(items.max(initial=1)),
+        items_a_cell=math.ceil(((ends - table.firsts[:-1]) / (divisors * sizes)).max(initial=1.0)),
     )
 
 
@@ -550,6 +549,7 @@ def _room(table: Encoded, max_depth: int, groups: Groups, n_fields: int) -> tupl
     n_rows, n_items = table.n_rows, max(1, table.n_items)
     depth = max(1, max_depth - 2)
     two, three, items = groups.most_cells(2), groups.most_cells(3), groups.most_items
+    cells = max(TABLES_AT_ONCE, min(three, MOST_CELLS), two)
     at_once = items if three <= MOST_CELLS and n_fields * items * n_items**2 * 8 <= MOST_BYTES else 1
     return (
         np.empty((depth, n_rows + 1), dtype=np.int32),
@@ -559,9 +559,9 @@ def _room(table: Encoded, max_depth: int, groups: Groups, n_fields: int) -> tupl
         np.empty((n_fields, n_rows), dtype=np.uint64),
         np.empty((n_fields, 3), dtype=np.int64),
         np.empty(ROWS_AT_ONCE, dtype=np.uint16),
-        np.empty(max(TABLES_AT_ONCE, min(three, MOST_CELLS), two), dtype=np.uint64),
-        np.empty(items * two, dtype=np.uint64),
-        np.empty(max(items * groups.most_cells(1), two), dtype=np.uint64),
+        np.empty(cells, dtype=np.uint64),
+        np.empty(groups.items_a_cell * cells, dtype=np.uint64),
+        np.empty(groups.items_a_cell * cells, dtype=np.uint64),
         np.empty((n_fields, at_once, n_items, n_items), dtype=np.uint64),
         np.empty((n_fields, n_items), dtype=np.int64),
         np.empty((n_items, 2), dtype=np.int64),
