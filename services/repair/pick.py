@@ -30,7 +30,7 @@ from shared.store.artifacts import (
 )
 
 TRAIN = "train"
-MAX_VECTOR_BYTES = 1 << 30  # of the ids and vectors of a file, as they are held; a few bytes of a file can become many
+MAX_VECTOR_BYTES = 384 << 20  # of the ids and vectors of a file, as held; picking takes four times as much
 _BATCH_ROWS = 1024
 
 ReadFile = Callable[[str], bytes]

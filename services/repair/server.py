@@ -34,7 +34,7 @@ from shared.store.store import Store
 Context = grpc.aio.ServicerContext[Any, Any]
 POOL, TEST = "pool", "test"
 REVISION = 2  # raised when the same input would give another selection
-MAX_EMBEDDING_BYTES = 4 << 30
+MAX_EMBEDDING_BYTES = 512 << 20
 
 
 def _method(number: int, field: str) -> Method:
