@@ -939,7 +939,7 @@ class TaggingItem(_message.Message):
     plan: _builtins.str
     """Which plan of the tagging: a dataset that was deleted and made again has another."""
     anew: _builtins.bool
-    """For a check of tags: a language model is asked, also what CLIP tells, and no answer is taken from the cache."""
+    """For a check of tags: a language model is asked, also what CLIP tells, and only the answers of this check are reused."""
     traceparent: _builtins.str
     """Of the trace that the tagging belongs to (W3C Trace Context); empty where there is none."""
     @_builtins.property
