@@ -305,9 +305,9 @@ def test_the_head_says_what_chance_would_name(
     test_bars_stay_on_their_track(html)
 
 
-def test_a_worst_slice_that_may_be_luck_is_called_so(data: ReportData) -> None:
-    worst = replace(data.error_slices[0], q=0.2)
-    assert "in the worst slice, which may be luck." in Page(render(replace(data, error_slices=(worst,)))).words
+def test_a_surest_slice_that_may_be_luck_is_called_so(data: ReportData) -> None:
+    surest = replace(data.error_slices[0], q=0.2)
+    assert "in the surest error slice, which may be luck." in Page(render(replace(data, error_slices=(surest,)))).words
 
 
 def test_a_selection_without_outcomes_says_what_to_do(data: ReportData) -> None:
