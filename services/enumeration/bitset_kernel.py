@@ -1,12 +1,17 @@
 """Joint counts by bit sets, projected onto the rows of each prefix (eight items a popcount).
 
-Words lie word-major: words[w * width + j] holds rows 64 w to 64 w + 63 of item j, so that one word of a row of the
+Words lie word-major: words[w * stride + j] holds rows 64 w to 64 w + 63 of item j, so that one word of a row of the
 joint count meets the words of many items in one vector instruction. Below a prefix only its rows are left, moved
-together (Hacker's Delight 7-4), and only the items that still have min_count of them.
+together (Hacker's Delight 7-4).
+
+Where every row has a tag of an attribute, one tag need not be counted: it has what the others leave of the whole (Moore
+& Lee 1998). So the last tag of each attribute is left out of the rows of a joint count, and where prefixes that differ
+only in the tag of one attribute are counted together, its most common tag is left out, which has most of the rows.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property, partial
 from threading import Lock
 from typing import Any
@@ -16,76 +21,87 @@ from numpy.typing import NDArray
 
 from services.enumeration.bitset import pack, word_count
 from services.enumeration.compiled import compiled, popcount
-from services.enumeration.emission import Lines, frequent, sums_of, write
+from services.enumeration.emission import Lines, frequent, sums_of, u64, write, write_frequent
 from services.enumeration.encoding import Encoded
 from services.enumeration.level import Level, ranges_of
-from services.enumeration.vector import LANES, meet, move_together, padded
-from services.enumeration.work_units import Idle
+from services.enumeration.vector import COUNTS_VECTORS, LANES, SHORT, equal, meet, move_together, padded
+from services.enumeration.work_units import Idle, in_parts
 
-WORDS_IN_CACHE = 1 << 14  # words that one sweep over the rows of a joint count reads: 128 kilobytes
-CELLS_IN_CACHE = 1 << 16  # cells of a joint count that are added up at once: half a megabyte
+WORDS_IN_CACHE = 1 << 12  # words that one sweep over the rows of a joint count reads: 32 kilobytes
+CELLS_AT_ONCE = 1 << 16  # of a joint count that are counted at once where prefixes are counted one by one
 MOST_BYTES = 64 << 20  # of bit sets of the whole table
+MOST_BLOCK_BYTES = 16 << 20  # of one thread's joint counts
+MOST_SLICES = 1 << 18  # below prefixes that are counted together
+CELL_WORD_NS = 0.03 if COUNTS_VECTORS else 0.17  # about, to meet a word of one item with a word of another
 
 
 @compiled
-def pack_items(codes: Any, position: Any, offsets: Any, first_word: int, last_word: int, words: Any) -> None:
-    """Bit sets of frequent items: codes (N, A), `position[offsets[a] + code]` the item's line, or -1."""
+def pack_items(codes: Any, attribute: Any, item_ids: Any, offsets: Any, begin: int, end: int, words: Any) -> None:
+    """Bit sets of frequent items, words (W, stride) from begin to end - 1; codes: (N, A)."""
     n_rows, n_attributes = codes.shape
-    width = words.shape[1]
-    for w in range(first_word, last_word):
-        line = words[w]
-        for j in range(width):
-            line[j] = 0
-        for row in range(64 * w, min(64 * w + 64, n_rows)):
-            bit = np.uint64(1) << np.uint64(row - 64 * w)
+    some = np.zeros((n_attributes, 64), dtype=codes.dtype)  # 64 rows, an attribute a line
+    for w in range(begin, end):
+        n = min(64, n_rows - 64 * w)
+        for row in range(n):
             for a in range(n_attributes):
-                item = offsets[a] + np.int64(codes[row, a])
-                if item < offsets[a + 1] and position[item] >= 0:
-                    line[position[item]] |= bit
+                some[u64(a), u64(row)] = codes[u64(64 * w + row), u64(a)]
+        inside = ~np.uint64(0) >> np.uint64(64 - n)
+        line = words[w]
+        for j in range(len(item_ids)):
+            a = attribute[j]
+            line[j] = equal(some, a, item_ids[j] - offsets[a]) & inside
+        for j in range(len(item_ids), len(line)):
+            line[j] = 0
 
 
 @compiled
-def _padded(width: int) -> int:
-    return (width + LANES - 1) // LANES * LANES
-
-
-@compiled
-def _plan_moves(mask: Any, n_words: int, steps: Any) -> None:
+def _plan_moves(mask: Any, n_words: int, steps: Any, left: Any, gaps: Any) -> None:
     """What moves by 1, 2, 4, … 32 when the bits of each mask word move together at the low end: steps (6, W)."""
     for w in range(n_words):
-        m, gaps = mask[w], ~mask[w] << np.uint64(1)
-        for s in range(6):
-            parity = gaps
+        left[w], gaps[w] = mask[w], ~mask[w] << np.uint64(1)
+    for s in range(6):
+        out, far = steps[s], np.uint64(1 << s)
+        for w in range(n_words):
+            parity = gaps[w]
             parity ^= parity << np.uint64(1)
             parity ^= parity << np.uint64(2)
             parity ^= parity << np.uint64(4)
             parity ^= parity << np.uint64(8)
             parity ^= parity << np.uint64(16)
             parity ^= parity << np.uint64(32)
+            m = left[w]
             moved = parity & m
-            steps[s, w] = moved
-            m = (m ^ moved) | (moved >> np.uint64(1 << s))
-            gaps &= ~parity
+            out[w] = moved
+            left[w] = (m ^ moved) | (moved >> far)
+            gaps[w] &= ~parity
+
+
+@compiled
+def _choose(
+    words: Any, stride: int, n_words: int, at: int, first: int, width: int, min_count: int, row: Any, counts: Any,
+    chosen: Any,
+) -> int:  # fmt: skip
+    """Columns first.. with at least min_count rows of column `at`; how many."""
+    row[0] = at
+    meet(
+        words, 0, stride, words, 0, stride, n_words, True, row, 0, (0,), at, first // LANES * LANES, width, counts
+    )  # fmt: skip
+    found: int = frequent(counts[0], first, width, min_count, chosen)
+    return found
 
 
 @compiled
 def _project(
-    words: Any, planes: Any, positions: Any, width: int, stride: int, n_words: int, at: int, first: int,
-    min_count: int, counts: Any, chosen: Any, mask: Any, steps: Any, out_words: Any, out_planes: Any,
-    out_positions: Any,
-) -> tuple[int, int]:  # fmt: skip
-    """Columns first.. with at least min_count rows of column `at`, and only those rows: columns left, rows left."""
-    counts[0, :width] = 0
-    for j in range(first // LANES * LANES, width, LANES):
-        meet(words, stride, 0, n_words, at, j, planes, 0, (0,), counts)
-    left = frequent(counts[0], first, width, min_count, chosen)
-    for j in range(left):
-        out_positions[j] = positions[chosen[j]]
+    words: Any, stride: int, n_words: int, planes: Any, at: int, chosen: Any, left: int, mask: Any, steps: Any,
+    some: Any, gaps: Any, line: Any, out_words: Any, out_stride: int, out_planes: Any,
+) -> int:  # fmt: skip
+    """The `left` columns `chosen`, and only the rows of column `at`, in words of `out_stride`; how many rows."""
     for w in range(n_words):
         mask[w] = words[w * stride + at]
-    _plan_moves(mask, n_words, steps)
-    out_stride = _padded(left)
-    line = np.zeros(out_stride, dtype=np.uint64)
+    _plan_moves(mask, n_words, steps, some, gaps)
+    together = left > 0 and chosen[left - 1] - chosen[0] == left - 1  # they lie side by side
+    flat_planes, planes_out = planes.reshape(planes.size), out_planes.reshape(out_planes.size)
+    plane_stride = planes.shape[1]
     to, offset, rows = 0, 0, 0
     for w in range(n_words):
         inside = mask[w]
@@ -93,124 +109,349 @@ def _project(
         if ones == 0:
             continue
         rows += ones
-        source = words[w * stride : (w + 1) * stride]
-        for j in range(left):
-            line[j] = source[chosen[j]]
         over = offset + ones > 64
-        next_to = to + 1 if over else to
-        here = out_words[to * out_stride : (to + 1) * out_stride]
-        after = out_words[next_to * out_stride : (next_to + 1) * out_stride]
-        for j in range(0, out_stride, LANES):
-            move_together(line, j, inside, steps, w, offset, over, here, after)
-        for j in range(0, planes.shape[1], LANES):
-            move_together(planes[w], j, inside, steps, w, offset, over, out_planes[to], out_planes[next_to])
+        here, after = to * out_stride, (to + 1) * out_stride
+        if together:
+            for j in range(0, left, LANES):
+                move_together(
+                    words, w * stride + chosen[0] + j, inside, steps, w, offset, over, out_words, here + j, after + j
+                )
+        else:
+            for j in range(left):
+                line[j] = words[w * stride + chosen[j]]
+            for j in range(0, left, LANES):
+                move_together(line, j, inside, steps, w, offset, over, out_words, here + j, after + j)
+        here, after = to * plane_stride, (to + 1) * plane_stride
+        for j in range(0, plane_stride, LANES):
+            move_together(
+                flat_planes, w * plane_stride + j, inside, steps, w, offset, over, planes_out, here + j, after + j
+            )
         offset += ones
         if offset >= 64:
             offset -= 64
             to += 1
-    return left, rows
+    return rows
+
+
+@compiled
+def _count_columns(
+    words: Any, stride: int, n_words: int, planes: Any, n_fields: int, width: int, row: Any, totals: Any
+) -> None:
+    """Rows and sums of each column: totals (F, width)."""
+    flat_planes = planes.reshape(planes.size)
+    for f in range(n_fields):
+        row[0] = f
+        meet(flat_planes, 0, planes.shape[1], words, 0, stride, n_words, True, row, 0, (0,), 0, 0, width, totals)
+
+
+@compiled
+def _divide(
+    attribute: Any, positions: Any, low: int, high: int, ranges: Any, totals: Any, n_rows: int, counted: Any,
+    left_out: Any,
+) -> tuple[int, int]:  # fmt: skip
+    """Rows low to high - 1 of a joint count that are counted, and those that follow from others; how many of each.
+
+    The last of several tags of an attribute follows where all of these are there and hold all rows.
+    """
+    n_counted, n_left_out = 0, 0
+    start = low
+    while start < high:
+        a = attribute[positions[start]]
+        end, rows = start, 0
+        while end < high and attribute[positions[end]] == a:
+            counted[n_counted] = end
+            n_counted += ranges[end, 0] < ranges[end, 1]
+            rows += totals[0, end]
+            end += 1
+        if end > start + 1 and rows == n_rows and ranges[end - 1, 0] < ranges[end - 1, 1]:
+            n_counted -= 1
+            left_out[n_left_out] = end - 1
+            n_left_out += 1
+        start = end
+    return n_counted, n_left_out
+
+
+@compiled
+def _count(
+    words: Any, stride: int, n_words: int, planes: Any, n_fields: int, attribute: Any, positions: Any, low: int,
+    high: int, ranges: Any, totals: Any, n_rows: int, masked: Any, counted: Any, left_out: Any, above: int, block: Any,
+) -> None:  # fmt: skip
+    """Joint counts block (F, rows, width or more) of rows low to high - 1, from line low - above, with the columns in
+    `ranges`; n_rows: rows there are; masked: room for words; counted, left_out: room for row numbers.
+    """
+    n_counted, n_left_out = _divide(attribute, positions, low, high, ranges, totals, n_rows, counted, left_out)
+    step = max(4, WORDS_IN_CACHE // max(1, stride))
+    for word in range(0, n_words, step):
+        n, at = min(step, n_words - word), word * stride
+        for f in range(n_fields):
+            rows, rows_at = words, at
+            if f:
+                rows, rows_at = masked, 0
+                for w in range(n):
+                    plane, out = planes[word + w, f], w * stride
+                    for i in range(low, high):
+                        masked[u64(out + i)] = words[u64(at + out + i)] & plane
+            fresh, some = word == 0, block[f]
+            r = 0
+            while r + 4 <= n_counted:
+                meet(
+                    rows, rows_at, stride, words, at, stride, n, fresh, counted, r, (0, 0, 0, 0), above,
+                    ranges[counted[r], 0] // LANES * LANES, ranges[counted[r + 3], 1], some,
+                )  # fmt: skip
+                r += 4
+            while r < n_counted:
+                meet(
+                    rows, rows_at, stride, words, at, stride, n, fresh, counted, r, (0,), above,
+                    ranges[counted[r], 0] // LANES * LANES, ranges[counted[r], 1], some,
+                )  # fmt: skip
+                r += 1
+    for r in range(n_left_out):
+        i = left_out[r]
+        a, b, to = ranges[i, 0], ranges[i, 1], u64(i - above)
+        for f in range(n_fields):
+            field = u64(f)
+            for j in range(a, b):
+                block[field, to, u64(j)] = totals[field, u64(j)]
+            other = i - 1
+            while other >= low and attribute[positions[other]] == attribute[positions[i]]:
+                line = u64(other - above)
+                for j in range(a, b):
+                    block[field, to, u64(j)] -= block[field, line, u64(j)]
+                other -= 1
+
+
+@compiled
+def _emit(
+    block: Any, above: int, low: int, high: int, ranges: Any, ids: Any, min_count: int, prefix_ids: Any, targets: Any,
+    terms: Any, weights: Any, plain: bool, chosen: Any, cells: Any, whole: Any, at: int, items: Any, count: Any,
+    scored: Any, total: Any,
+) -> int:  # fmt: skip
+    """The frequent cells of rows low to high - 1 as slices from line `at`; the next free line."""
+    width = block.shape[2]
+    if plain:
+        flat, flat_total = block.reshape(block.shape[0], block.shape[1] * width), total.reshape(total.size)
+        flat_items = items.reshape(items.size)
+        for i in range(low, high):
+            at = write_frequent(
+                flat, (i - above) * width, ranges[i, 0], ranges[i, 1], min_count, ids, prefix_ids, ids[i], weights,
+                at, flat_items, items.shape[1], count, flat_total,
+            )  # fmt: skip
+        return at
+    for i in range(low, high):
+        a, b = ranges[i, 0], ranges[i, 1]
+        n_chosen = frequent(block[0, i - above], a, b, min_count, chosen)
+        if n_chosen:
+            for f in range(block.shape[0]):
+                for j in range(a, b):
+                    cells[f, j] = block[f, i - above, j]
+            at = write(
+                cells, chosen, n_chosen, ids, prefix_ids, ids[i], targets, terms, weights,
+                whole, at, items, count, scored, total,
+            )  # fmt: skip
+    return at
+
+
+@compiled
+def _take_away(blocks: Any, to: int, n: int, f: Any, i: Any, low: int, high: int, whole: Any, first: int) -> None:
+    """Columns low to high - 1 of row i of blocks[to]: what the others of n leave of the whole, from row `first`."""
+    out, row = u64(to), u64(np.int64(i) + first)
+    for j in range(low, high):
+        blocks[out, f, i, u64(j)] = whole[f, row, u64(first + j)]
+    for k in range(n):
+        if k != to:
+            for j in range(low, high):
+                blocks[out, f, i, u64(j)] -= blocks[u64(k), f, i, u64(j)]
 
 
 @compiled
 def fill(
-    words: Any, planes: Any, attribute: Any, item_ids: Any, prefixes: Any, unit: Any, must: Any, min_count: int,
-    targets: Any, terms: Any, weights: Any, stack_words: Any, stack_planes: Any, stack_positions: Any,
-    stack_sizes: Any, ranges: Any, mask: Any, steps: Any, cells: Any, chosen: Any, whole: Any,
+    words: Any, planes: Any, all_totals: Any, pairs: Any, n_rows: int, attribute: Any, item_ids: Any, prefixes: Any,
+    unit: Any, together: bool, must: Any, min_count: int, targets: Any, terms: Any, weights: Any,
+    plain: bool, stack_words: Any, stack_planes: Any, stack_positions: Any, stack_sizes: Any, stack_totals: Any,
+    base: Any,
+    blocks: Any, ranges: Any, wanted: Any, mask: Any, steps: Any, left_bits: Any, gaps: Any, line: Any, masked: Any,
+    cells: Any, counts: Any, counted: Any, left_out: Any, chosen: Any, whole: Any,
     items: Any, count: Any, scored: Any, total: Any,
 ) -> int:  # fmt: skip
     """Slices of one work unit, in canonical order; how many there are.
 
-    words: (W, I or more) uint64; planes: (W, F or more) uint64, the first all rows; attribute, item_ids: (I,) of the
-    frequent items; prefixes: (P, d - 2) int32 positions of these, sorted; unit: prefixes [0] to [1], and the rows of
-    their joint counts that are of items [2] to [3]; must: items [0] to [1] of which each slice holds one, or 0 and 0;
-    stack_*: the projection for each pair of the current prefix; cells: (rows at a time, F, I or more).
+    words: (W, I or more) uint64; planes: (W, F or more) uint64, the first all rows; all_totals: (F, I) rows and sums of
+    each item; pairs: (F, I, I or more) joint counts of two items, filled here where prefixes are empty, or without
+    lines; attribute, item_ids: (I,) of the frequent items; prefixes: (P, d - 2) int32 positions of these, sorted; unit:
+    prefixes [0] to [1], and the rows of their joint counts that are of items [2] to [3]; together: whether prefixes
+    that differ in the tag of their last attribute are counted together; must: items [0] to [1] of which each slice
+    holds one, or 0 and 0; stack_*: the projection for each pair of the current prefix; base: (F, I, I or more) joint
+    counts below a prefix less its last pair; blocks: (prefixes counted together, F, rows at a time, I or more).
     """
     depth = prefixes.shape[1]
-    n_fields = cells.shape[1]
+    n_fields = blocks.shape[1]
     current = np.full(depth, -1, dtype=np.int32)
     prefix_ids = np.empty(depth, dtype=np.int32)
     ids = np.empty(len(item_ids), dtype=np.int32)
+    row = np.zeros(1, dtype=np.int64)
+    everything = np.zeros(2, dtype=np.int64)
     for j in range(len(item_ids)):
         stack_positions[0, j] = j
-    stack_sizes[0, 0], stack_sizes[0, 1] = len(item_ids), len(words)
-    flat = words.reshape(words.size)
+    stack_sizes[0, 0], stack_sizes[0, 1], stack_sizes[0, 2] = len(item_ids), len(words), n_rows
+    flat, all_stride = words.reshape(words.size), words.shape[1]
+    based = False
     at = 0
-    for p in range(unit[0], unit[1]):
+    p = unit[0]
+    while p < unit[1]:
+        end = p + 1
+        if together:
+            while end < unit[1] and attribute[prefixes[end, depth - 1]] == attribute[prefixes[p, depth - 1]]:
+                same = True
+                for q in range(depth - 1):
+                    same = same and prefixes[end, q] == prefixes[p, q]
+                if not same:
+                    break
+                end += 1
         held = must[1] == 0
         changed = depth
         for q in range(depth - 1, -1, -1):
             item = prefixes[p, q]
-            prefix_ids[q] = item_ids[item]
             held |= must[0] <= item < must[1]
             if item != current[q]:
                 changed = q
         if not held and depth and attribute[prefixes[p, depth - 1]] >= attribute[must[0]]:
+            p = end
             continue  # what follows is of later attributes
-        for q in range(changed, depth):
+        n_looked_up = depth - 1 if together else depth
+        for q in range(changed, n_looked_up):
             item = prefixes[p, q]
             current[q] = item
+            based = False
             width, n_words = stack_sizes[q, 0], stack_sizes[q, 1]
             positions = stack_positions[q]
             here = np.searchsorted(positions[:width], item)
             first = here + 1
             while first < width and attribute[positions[first]] == attribute[item]:
                 first += 1
-            left, rows = _project(
-                flat if q == 0 else stack_words[q - 1],
-                planes if q == 0 else stack_planes[q - 1],
-                positions,
-                width,
-                len(words[0]) if q == 0 else _padded(width),
-                n_words,
-                here,
-                first,
-                min_count,
-                cells[0],
-                chosen,
-                mask,
-                steps,
-                stack_words[q],
-                stack_planes[q],
-                stack_positions[q + 1],
-            )
-            stack_sizes[q + 1, 0], stack_sizes[q + 1, 1] = left, (rows + 63) // 64
-        width, n_words = stack_sizes[depth, 0], stack_sizes[depth, 1]
-        positions = stack_positions[depth]
-        for j in range(width):
-            ids[j] = item_ids[positions[j]]
-        low = np.searchsorted(positions[:width], unit[2])
-        high = np.searchsorted(positions[:width], unit[3])
-        ranges_of(attribute, positions[:width], must, held, ranges)
-        some_words = flat if depth == 0 else stack_words[depth - 1]
-        some_planes = planes if depth == 0 else stack_planes[depth - 1]
-        stride = len(words[0]) if depth == 0 else _padded(width)
-        step = max(4, WORDS_IN_CACHE // max(1, width))
-        for begin in range(low, high, len(cells)):
-            end = min(begin + len(cells), high)
-            for i in range(begin, end):
-                cells[i - begin, :, :stride] = 0
-            for first_word in range(0, n_words, step):
-                last_word = min(first_word + step, n_words)
-                for i in range(begin, end):
-                    some = cells[i - begin]
-                    a, b = ranges[i, 0], ranges[i, 1]
-                    if a >= b:
-                        continue
-                    for j in range(a // LANES * LANES, b, LANES):
-                        f = 0
-                        while f + 2 <= n_fields:
-                            meet(some_words, stride, first_word, last_word, i, j, some_planes, f, (0, 0), some)
-                            f += 2
-                        if f < n_fields:
-                            meet(some_words, stride, first_word, last_word, i, j, some_planes, f, (0,), some)
-            for i in range(begin, end):
-                n_chosen = frequent(cells[i - begin, 0], ranges[i, 0], ranges[i, 1], min_count, chosen)
-                if n_chosen:
-                    at = write(
-                        cells[i - begin], chosen, n_chosen, ids, prefix_ids, ids[i], targets, terms, weights,
-                        whole, at, items, count, scored, total,
+            above_words = flat if q == 0 else stack_words[q - 1]
+            above_planes = planes if q == 0 else stack_planes[q - 1]
+            stride = all_stride if q == 0 else _padded(width)
+            left = _choose(above_words, stride, n_words, here, first, width, min_count, row, counts, chosen)
+            for j in range(left):
+                stack_positions[q + 1, j] = positions[chosen[j]]
+            rows = _project(
+                above_words, stride, n_words, above_planes, here, chosen, left, mask, steps, left_bits, gaps, line,
+                stack_words[q], _padded(left), stack_planes[q],
+            )  # fmt: skip
+            stack_sizes[q + 1, 0], stack_sizes[q + 1, 1], stack_sizes[q + 1, 2] = left, (rows + 63) // 64, rows
+            _count_columns(
+                stack_words[q], _padded(left), stack_sizes[q + 1, 1], stack_planes[q], n_fields, left, row,
+                stack_totals[q],
+            )  # fmt: skip
+        q = n_looked_up
+        width, n_words, rows = stack_sizes[q, 0], stack_sizes[q, 1], stack_sizes[q, 2]
+        positions = stack_positions[q, :width]
+        some_words = flat if q == 0 else stack_words[q - 1]
+        some_planes = planes if q == 0 else stack_planes[q - 1]
+        stride = all_stride if q == 0 else _padded(width)
+        totals = all_totals if q == 0 else stack_totals[q - 1]
+        for k in range(depth):
+            prefix_ids[k] = item_ids[prefixes[p, k]]
+        if not together:
+            for j in range(width):
+                ids[j] = item_ids[positions[j]]
+            low, high = np.searchsorted(positions, unit[2]), np.searchsorted(positions, unit[3])
+            ranges_of(attribute, positions, must, held, ranges)
+            keep_pairs = depth == 0 and pairs.shape[1] > 0
+            if keep_pairs:
+                ranges_of(attribute, positions, everything, True, wanted)
+                _count(
+                    some_words, stride, n_words, some_planes, n_fields, attribute, positions, low, high, wanted,
+                    totals, rows, masked, counted, left_out, 0, pairs,
+                )  # fmt: skip
+                at = _emit(
+                    pairs, 0, low, high, ranges, ids, min_count, prefix_ids, targets, terms, weights, plain, chosen,
+                    cells, whole, at, items, count, scored, total,
+                )  # fmt: skip
+            else:
+                block = blocks[0]
+                for begin in range(low, high, block.shape[1]):
+                    stop = min(begin + block.shape[1], high)
+                    _count(
+                        some_words, stride, n_words, some_planes, n_fields, attribute, positions, begin, stop, ranges,
+                        totals, rows, masked, counted, left_out, begin, block,
                     )  # fmt: skip
+                    at = _emit(
+                        block, begin, begin, stop, ranges, ids, min_count, prefix_ids, targets, terms, weights, plain,
+                        chosen, cells, whole, at, items, count, scored, total,
+                    )  # fmt: skip
+            p = end
+            continue
+        if q and not based:
+            based = True
+            ranges_of(attribute, positions, everything, True, wanted)
+            _count(
+                some_words, stride, n_words, some_planes, n_fields, attribute, positions, 0, width, wanted, totals,
+                rows, masked, counted, left_out, 0, base,
+            )  # fmt: skip
+        whole_counts = base if q else pairs
+        a = attribute[prefixes[p, depth - 1]]
+        first = 0
+        while first < width and attribute[positions[first]] <= a:
+            first += 1
+        left = width - first
+        for j in range(left):
+            chosen[j] = first + j
+            ids[j] = item_ids[positions[first + j]]
+        below = positions[first:]
+        ranges_of(attribute, below, everything, True, wanted)
+        # The most common tag has what the others leave.
+        most, known = p, 0
+        most_rows = 0
+        for k in range(p, end):
+            here = np.searchsorted(positions, prefixes[k, depth - 1])
+            known += totals[0, here]
+            if totals[0, here] > most_rows:
+                most, most_rows = k, totals[0, here]
+        if known < rows or end == p + 1:
+            most = -1
+        for k in range(p, end):
+            if k == most:
+                continue
+            here = np.searchsorted(positions, prefixes[k, depth - 1])
+            own_rows = _project(
+                some_words, stride, n_words, some_planes, here, chosen, left, mask, steps, left_bits, gaps, line,
+                stack_words[q], _padded(left), stack_planes[q],
+            )  # fmt: skip
+            own_words = (own_rows + 63) // 64
+            _count_columns(
+                stack_words[q], _padded(left), own_words, stack_planes[q], n_fields, left, row, stack_totals[q]
+            )
+            _count(
+                stack_words[q], _padded(left), own_words, stack_planes[q], n_fields, attribute, below, 0, left, wanted,
+                stack_totals[q], own_rows, masked, counted, left_out, 0, blocks[k - p],
+            )  # fmt: skip
+        if most >= 0:
+            for f in range(n_fields):
+                for i in range(left):
+                    _take_away(blocks, most - p, end - p, u64(f), u64(i), wanted[i, 0], left, whole_counts, first)
+        ranges_of(attribute, below, must, held, ranges)
+        for k in range(p, end):
+            prefix_ids[depth - 1] = item_ids[prefixes[k, depth - 1]]
+            at = _emit(
+                blocks[k - p], 0, 0, left, ranges, ids, min_count, prefix_ids, targets, terms, weights, plain, chosen,
+                cells, whole, at, items, count, scored, total,
+            )  # fmt: skip
+        p = end
     return at
+
+
+@compiled
+def _padded(width: int) -> int:
+    return (width + LANES - 1) // LANES * LANES
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How a level is counted: `together` (U + 1,) where prefixes of one count begin; None for one by one."""
+
+    together: NDArray[np.int64] | None
+    cost: NDArray[np.float64]
 
 
 class BitSets:
@@ -221,8 +462,10 @@ class BitSets:
     def __init__(self, table: Encoded, max_depth: int) -> None:
         self._table = table
         self._sums = sums_of(table.columns, table.any_unscored, as_planes=True)
-        self._rooms = Idle(partial(_Room, table, max_depth - 2, self._sums.n_fields))
-        self._packing = Lock()
+        self._rooms = Idle(partial(_room, table, max(1, max_depth - 2), self._sums.n_fields, self._fits_together))
+        self._lock = Lock()
+        self._rows_of_pairs = 0  # that have been counted
+        self._plans: dict[int, _Plan] = {}
 
     def can(self) -> bool:
         return self._words_needed * 8 <= MOST_BYTES
@@ -231,60 +474,134 @@ class BitSets:
     def _words_needed(self) -> int:
         return word_count(self._table.n_rows) * (self._table.n_items + self._sums.n_fields)
 
+    @property
+    def _fits_together(self) -> bool:
+        """Whether the joint counts of all tags of an attribute can be held at once."""
+        widest = int(self._table.widths.max(initial=1))
+        return widest * self._sums.n_fields * self._table.n_items * padded(self._table.n_items) * 4 <= MOST_BLOCK_BYTES
+
     def cost(self, level: Level) -> NDArray[np.float64]:
         """Nanoseconds for each prefix, about."""
-        words = level.rows / 64 + 1
-        parents = level.parent_rows / 64 + 1
-        projection = parents * (level.parent_items * 0.2 + level.items_after * 0.8 + 20) if level.depth > 2 else 0.0
-        return projection + level.cells * (words * self._sums.n_fields * 0.13 + 1.0) + 300
+        return self._plan(level).cost
+
+    def together(self, level: Level) -> NDArray[np.int64] | None:
+        """Where the prefixes begin that are counted at once (U + 1,); None where each is by itself."""
+        if level.depth == 3 and self._rows_of_pairs < self._table.n_items:
+            return None  # another kernel has counted the pairs
+        return self._plan(level).together
+
+    def _plan(self, level: Level) -> _Plan:
+        """A walk has one level of each depth."""
+        if level.depth not in self._plans:
+            plans = [self._one_by_one(level)]
+            if level.depth > 2 and self._fits_together:
+                plans += self._all_tags(level)
+            self._plans[level.depth] = min(plans, key=lambda plan: float(plan.cost.sum()))
+        return self._plans[level.depth]
+
+    @property
+    def _slice_ns(self) -> float:
+        """About, to write a slice down."""
+        return 1.6 if self._sums.plain else 5.0 + 2.5 * (self._sums.n_fields - 1)
+
+    def _one_by_one(self, level: Level) -> _Plan:
+        words, parents = level.rows / 64 + 1, level.parent_rows / 64 + 1
+        projection = np.zeros(len(words))
+        if level.depth > 2:
+            projection = parents * (level.parent_items * 2 * CELL_WORD_NS + level.items_after * 0.27 + 7)
+        return _Plan(
+            None, projection + level.cells * (words * self._sums.n_fields * CELL_WORD_NS + self._slice_ns) + 300
+        )
+
+    def _all_tags(self, level: Level) -> list[_Plan]:
+        """One plan, or none where a count would yield too many slices at once."""
+        last = self._table.attribute[level.prefixes[:, -1]]
+        new = (level.prefixes[1:, :-1] != level.prefixes[:-1, :-1]).any(axis=1) | (last[1:] != last[:-1])
+        together = np.concatenate(([0], np.flatnonzero(new) + 1, [len(last)]))
+        if np.add.reduceat(level.most_slices(), together[:-1]).max() > MOST_SLICES:
+            return []
+        group = np.repeat(np.arange(len(together) - 1), np.diff(together))
+        known, most = np.add.reduceat(level.rows, together[:-1]), np.maximum.reduceat(level.rows, together[:-1])
+        left_out = (level.rows == most[group]) & (known[group] == level.parent_rows)
+        words, parents = level.rows / 64 + 1, level.parent_rows / 64 + 1
+        projection = parents * (level.parent_items * 0.27 + 7)
+        counting = level.parent_cells * (words * self._sums.n_fields * CELL_WORD_NS * 0.8)
+        cost = np.where(left_out, 0.0, projection + counting)
+        return [_Plan(together, cost + level.parent_cells * 0.9 + level.cells * self._slice_ns + 300)]
 
     @cached_property
-    def _packed(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        table = self._table
-        words = np.empty((word_count(table.n_rows), padded(table.n_items)), dtype=np.uint64)
-        pack_items(table.codes, table.position, table.offsets, 0, len(words), words)
+    def _packed(self) -> tuple[Any, ...]:
+        """Bit sets, planes, totals, room for the joint counts of pairs, and the rows, as `fill` takes them."""
+        table, n_fields = self._table, self._sums.n_fields
+        n_words, stride = word_count(table.n_rows), padded(table.n_items)
+        room = np.empty(n_words * stride + LANES, dtype=np.uint64)  # a vector may be read past the last word
+        words = room[: n_words * stride].reshape(n_words, stride)
+        in_parts(
+            table.n_rows,
+            lambda begin, end: pack_items(
+                table.codes, table.attribute, table.item_ids, table.offsets, word_count(begin), word_count(end), words
+            ),
+        )
         planes = [np.ones(table.n_rows, dtype=np.bool_)]
         for column in table.columns:
             if column.scored is not None:
                 planes.append(column.scored)
             planes += [(part.values >> p & 1).astype(np.bool_) for part in column.parts for p in part.planes]
-        lines = np.zeros((len(words), padded(len(planes))), dtype=np.uint64)
-        lines[:, : len(planes)] = pack(np.array(planes)).T
-        return words, lines
-
-    def together(self, level: Level) -> None:
-        """Each prefix is counted by itself."""
+        lines = np.zeros((n_words, padded(n_fields)), dtype=np.uint64)
+        lines[:, :n_fields] = pack(np.array(planes)).T
+        totals = np.empty((n_fields, stride), dtype=np.int32)
+        _count_columns(
+            words.reshape(-1), stride, n_words, lines, n_fields, table.n_items, np.zeros(1, dtype=np.int64), totals
+        )
+        pairs = np.empty((n_fields, table.n_items if self._fits_together else 0, stride), dtype=np.int32)
+        return words, lines, totals, pairs, table.n_rows
 
     def fill(self, level: Level, unit: NDArray[np.int64], lines: Lines) -> int:
         """The slices of one piece of work to `lines`; how many."""
-        with self._packing:
-            words, planes = self._packed
+        with self._lock:
+            packed = self._packed
         table, sums = self._table, self._sums
+        together = self.together(level) is not None
+        plain = sums.plain and lines.items.shape[1] <= SHORT
         with self._rooms.one() as room:
             found: int = fill(
-                words, planes, table.attribute, table.item_ids, level.prefixes, unit, level.must, level.min_count,
-                sums.targets, sums.terms, sums.weights, room.words, room.planes, room.positions, room.sizes,
-                room.ranges, room.mask, room.steps, room.cells, room.chosen, room.whole,
+                *packed, table.attribute, table.item_ids, level.prefixes, unit, together, level.must, level.min_count,
+                sums.targets, sums.terms, sums.weights, plain, *room,
                 lines.items, lines.count, lines.scored, lines.total,
             )  # fmt: skip
+        if level.depth == 2:
+            with self._lock:
+                self._rows_of_pairs += min(int(unit[3]), table.n_items) - int(unit[2])
         return found
 
 
-class _Room:
-    """Arrays that one thread works in."""
-
-    def __init__(self, table: Encoded, depth: int, n_fields: int) -> None:
-        n_items = max(LANES, padded(table.n_items))
-        most_words = word_count(int(table.item_count.max(initial=0))) + 1
-        depth = max(1, depth)
-        self.words = np.empty((depth, most_words * n_items), dtype=np.uint64)
-        self.planes = np.empty((depth, most_words, padded(n_fields)), dtype=np.uint64)
-        self.positions = np.empty((depth + 1, n_items), dtype=np.int32)
-        self.sizes = np.empty((depth + 1, 2), dtype=np.int64)
-        self.ranges = np.empty((n_items, 2), dtype=np.int64)
-        self.mask = np.empty(word_count(table.n_rows) + 1, dtype=np.uint64)
-        self.steps = np.empty((6, word_count(table.n_rows) + 1), dtype=np.uint64)
-        at_once = min(n_items, max(1, CELLS_IN_CACHE // (n_fields * n_items)))
-        self.cells = np.empty((at_once, n_fields, n_items), dtype=np.int64)
-        self.chosen = np.empty(n_items + 1, dtype=np.int64)
-        self.whole = np.empty(n_items, dtype=np.int64)
+def _room(table: Encoded, depth: int, n_fields: int, fits_together: bool) -> tuple[NDArray[Any], ...]:
+    """Arrays that one thread works in, in the order in which `fill` takes them; what is not used takes no memory."""
+    n_items = max(LANES, padded(table.n_items))
+    n_words = word_count(table.n_rows) + 1
+    most_words = word_count(int(table.item_count.max(initial=0))) + 1
+    widest = int(table.widths.max(initial=1)) if fits_together else 1
+    rows_at_once = n_items if fits_together else min(n_items, max(1, CELLS_AT_ONCE // (n_fields * n_items)))
+    return (
+        np.empty((depth, most_words * n_items + LANES), dtype=np.uint64),
+        np.empty((depth, most_words, padded(n_fields)), dtype=np.uint64),
+        np.empty((depth + 1, n_items), dtype=np.int32),
+        np.empty((depth + 1, 3), dtype=np.int64),
+        np.empty((depth, n_fields, n_items), dtype=np.int32),
+        np.empty((n_fields, n_items if fits_together else 0, n_items), dtype=np.int32),
+        np.empty((widest, n_fields, rows_at_once, n_items), dtype=np.int32),
+        np.empty((n_items, 2), dtype=np.int64),
+        np.empty((n_items, 2), dtype=np.int64),
+        np.empty(n_words, dtype=np.uint64),
+        np.empty((6, n_words), dtype=np.uint64),
+        np.empty(n_words, dtype=np.uint64),
+        np.empty(n_words, dtype=np.uint64),
+        np.empty(n_items, dtype=np.uint64),
+        np.empty(max(WORDS_IN_CACHE, 4 * n_items), dtype=np.uint64),
+        np.empty((n_fields, n_items), dtype=np.int64),
+        np.empty((1, n_items), dtype=np.int32),
+        np.empty(n_items + 1, dtype=np.int64),
+        np.empty(n_items + 1, dtype=np.int64),
+        np.empty(n_items + 1, dtype=np.int64),
+        np.empty(n_items, dtype=np.int64),
+    )

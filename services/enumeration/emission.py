@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from services.enumeration.compiled import compiled
 from services.enumeration.fixed_point import ScoreColumn
+from services.enumeration.vector import SHORT, put_line
 
 SCORED, TOTAL = 0, 1
+u64 = np.uint64
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,14 @@ class Sums:
     targets: NDArray[np.int64]
     terms: NDArray[np.int64]
     weights: NDArray[np.float64]
+
+    @property
+    def plain(self) -> bool:
+        """Whether there is nothing to add up but field 1, as for one column of 0 and 1, or not even that."""
+        if len(self.weights) == 0:
+            return True
+        told = self.targets[:-1].tolist(), self.terms.tolist()
+        return told == ([[TOTAL, 0, 0]], [[1, 0]])
 
 
 def sums_of(columns: list[ScoreColumn], any_unscored: bool, *, as_planes: bool) -> Sums:
@@ -63,10 +73,11 @@ class Lines:
     """Room for the slices of one work unit, used again for the next."""
 
     def __init__(self, capacity: int, max_depth: int, n_columns: int, any_unscored: bool) -> None:
-        self.items = np.empty((capacity, max_depth), dtype=np.int32)
-        self.count = np.empty(capacity, dtype=np.int64)
-        self.scored = np.empty((capacity if any_unscored else 1, n_columns), dtype=np.int64)
-        self.total = np.empty((capacity, n_columns))
+        lines = capacity + 1  # what turns out not to be frequent is written behind the others
+        self.items = np.empty(lines * max_depth + SHORT, dtype=np.int32)[:-SHORT].reshape(lines, max_depth)
+        self.count = np.empty(lines, dtype=np.int64)
+        self.scored = np.empty((lines if any_unscored else 1, n_columns), dtype=np.int64)
+        self.total = np.empty((lines, n_columns))
 
 
 @compiled
@@ -74,59 +85,96 @@ def frequent(counts: Any, low: int, high: int, min_count: int, chosen: Any) -> i
     """Write the positions in [low, high) with at least `min_count` to `chosen`; how many there are."""
     found = 0
     for j in range(low, high):
-        chosen[found] = j
-        found += counts[j] >= min_count
+        chosen[np.uint64(found)] = j
+        found += counts[np.uint64(j)] >= min_count
     return found
 
 
 @compiled
+def _put_items(items: Any, at: int, prefix: Any, last: int, item: int) -> None:
+    """Line `at` of items: (prefix, last, item), then -1."""
+    depth = len(prefix) + 2
+    for q in range(depth - 2):
+        items[at, q] = prefix[q]
+    items[at, depth - 2] = last
+    items[at, depth - 1] = item
+    for q in range(depth, items.shape[1]):
+        items[at, q] = -1
+
+
+@compiled
+def _put_short(flat: Any, to: int, depth: int, first: int, second: int, last: int, item: int) -> None:
+    """As `_put_items`, by one store; a line is at most SHORT long, and what is written past its end is written again.
+
+    first, second: of the prefix, where it has them.
+    """
+    if depth == 2:
+        put_line(flat, to, last, item, -1, -1)
+    elif depth == 3:
+        put_line(flat, to, first, last, item, -1)
+    else:
+        put_line(flat, to, first, second, last, item)
+
+
+@compiled
 def write(
-    cells: Any,
-    chosen: Any,
-    n_chosen: int,
-    ids: Any,
-    prefix: Any,
-    last: int,
-    targets: Any,
-    terms: Any,
-    weights: Any,
-    whole: Any,
-    at: int,
-    items: Any,
-    count: Any,
-    scored: Any,
-    total: Any,
-) -> int:
+    cells: Any, chosen: Any, n_chosen: int, ids: Any, prefix: Any, last: int, targets: Any, terms: Any, weights: Any,
+    whole: Any, at: int, items: Any, count: Any, scored: Any, total: Any,
+) -> int:  # fmt: skip
     """Write the slices (prefix, last, ids[j]) for j in chosen[:n_chosen] from line `at`; the next free line.
 
     cells: (fields, width) int64; ids: (width,) item of each position; prefix: (d - 2,) items; last: an item;
-    whole: (width,) int64 to work in.
+    whole: (width,) int64 to work in. An unsigned index is one that numba need not look at for being from the end.
     """
-    depth = len(prefix) + 2
     for s in range(n_chosen):
-        line = items[at + s]
-        for q in range(depth - 2):
-            line[q] = prefix[q]
-        line[depth - 2] = last
-        line[depth - 1] = ids[chosen[s]]
-        for q in range(depth, len(line)):
-            line[q] = -1
-        count[at + s] = cells[0, chosen[s]]
-    if total.shape[1] > 0:
-        total[at : at + n_chosen] = 0.0
+        j = u64(chosen[u64(s)])
+        _put_items(items, at + s, prefix, last, ids[j])
+        count[u64(at + s)] = cells[u64(0), j]
     for t in range(len(weights)):
         for s in range(n_chosen):
-            whole[s] = 0
+            whole[u64(s)] = 0
         for x in range(targets[t, 2], targets[t + 1, 2]):
-            field = cells[terms[x, 0]]
-            shift = terms[x, 1]
+            field, shift = u64(terms[x, 0]), terms[x, 1]
             for s in range(n_chosen):
-                whole[s] += field[chosen[s]] << shift
-        k = targets[t, 1]
+                whole[u64(s)] += cells[field, u64(chosen[u64(s)])] << shift
+        k, weight = u64(targets[t, 1]), weights[t]
         if targets[t, 0] == SCORED:
             for s in range(n_chosen):
-                scored[at + s, k] = whole[s]
+                scored[u64(at + s), k] = whole[u64(s)]
+        elif t and targets[t - 1, 0] == TOTAL and targets[t - 1, 1] == targets[t, 1]:  # one more part of the column
+            for s in range(n_chosen):
+                total[u64(at + s), k] += whole[u64(s)] * weight
         else:
             for s in range(n_chosen):
-                total[at + s, k] += whole[s] * weights[t]
+                total[u64(at + s), k] = whole[u64(s)] * weight
     return at + n_chosen
+
+
+@compiled
+def write_frequent(
+    cells: Any, start: int, low: int, high: int, min_count: int, ids: Any, prefix: Any, last: int, weights: Any,
+    at: int, items: Any, width: int, count: Any, total: Any,
+) -> int:  # fmt: skip
+    """`frequent` and `write` at once, where `Sums.plain` and a line of items is at most SHORT long.
+
+    cells: (fields, more) of whole numbers, of position j at start + j; low, high: positions; items: flat, `width` a
+    line; total: flat. Also what is not frequent is written, to where the next that is will be.
+    """
+    depth = len(prefix) + 2
+    first = prefix[0] if depth > 2 else last
+    second = prefix[1] if depth > 3 else last
+    if len(weights):
+        weight = weights[0]
+        for j in range(low, high):
+            rows = cells[u64(0), u64(start + j)]
+            _put_short(items, at * width, depth, first, second, last, ids[u64(j)])
+            count[u64(at)] = rows
+            total[u64(at)] = cells[u64(1), u64(start + j)] * weight
+            at += rows >= min_count
+    else:
+        for j in range(low, high):
+            rows = cells[u64(0), u64(start + j)]
+            _put_short(items, at * width, depth, first, second, last, ids[u64(j)])
+            count[u64(at)] = rows
+            at += rows >= min_count
+    return at

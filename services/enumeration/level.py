@@ -18,8 +18,9 @@ class Level:
 
     rows, parent_rows: rows with the prefix, and with the prefix less its last pair; attributes_after, items_after:
     attributes past the last of the prefix, and about how many of their items are still frequent; parent_items: the
-    same below the prefix less its last pair; cells: about how many pairs of items are of two attributes. (P,) float64
-    each. must: positions [0] to [1] of which every slice holds one; 0 and 0 for any slice.
+    same below the prefix less its last pair; cells: about how many pairs of items are of two attributes; parent_cells:
+    the same below the prefix less its last pair. (P,) float64 each. must: positions [0] to [1] of which every slice
+    holds one; 0 and 0 for any slice.
     """
 
     depth: int
@@ -30,6 +31,7 @@ class Level:
     items_after: NDArray[np.float64]
     parent_items: NDArray[np.float64]
     cells: NDArray[np.float64]
+    parent_cells: NDArray[np.float64]
     min_count: int
     must: NDArray[np.int64]
 
@@ -66,9 +68,9 @@ def level_of(
     pairs = np.append(np.cumsum((widths * later[1:])[::-1])[::-1], 0.0)[last + 1]
     attributes = (n_attributes - 1 - last).astype(np.float64)
     n = rows.astype(np.float64)
-    full = n / min_count  # a pair of attributes has at most so many frequent pairs of tags
-    cells = np.minimum(pairs, attributes * (attributes - 1) / 2 * np.minimum(full**2, widths.max(initial=0.0) ** 2))
+    full = n / min_count  # an attribute has at most so many frequent tags
     parents = table.item_count[prefixes[:, -2]].astype(np.float64) if depth > 3 else np.full(n.shape, table.n_rows)
+    pairs_of_attributes, widest = attributes * (attributes - 1) / 2, widths.max(initial=0.0) ** 2
     return Level(
         depth,
         prefixes,
@@ -77,7 +79,8 @@ def level_of(
         attributes,
         np.minimum(items_after, attributes * full),
         np.minimum(items_after, attributes * parents / min_count),
-        cells,
+        np.minimum(pairs, pairs_of_attributes * np.minimum(full**2, widest)),
+        np.minimum(pairs, pairs_of_attributes * np.minimum((parents / min_count) ** 2, widest)),
         min_count,
         must,
     )

@@ -1,17 +1,22 @@
-"""Popcounts of eight items at a time, as vectors, so that short rows of a joint count run as fast as long ones."""
+"""Eight words at a time, as vectors: popcounts, bits moved together, and tags compared into words."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils as numba_cgutils
 from numba.extending import intrinsic
 
 LANES = 8  # items side by side; an array of words is as wide as a multiple of them
+COUNTS_VECTORS = bool(binding.get_host_cpu_features().get("avx512vpopcntdq"))  # in one instruction
 cgutils: Any = numba_cgutils  # it has no types
-_VECTOR = ir.VectorType(ir.IntType(64), LANES)
+_WORD = ir.IntType(64)
+_VECTOR = ir.VectorType(_WORD, LANES)
+_COUNTS = ir.VectorType(ir.IntType(32), LANES)
+_BITS = 64
+SHORT = 4  # items that one store writes
 
 
 def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
@@ -22,10 +27,11 @@ def _lanes(builder: Any, address: Any) -> Any:
     return builder.bitcast(address, _VECTOR.as_pointer())
 
 
-def _splat(builder: Any, word: Any) -> Any:
-    one = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), word, ir.Constant(ir.IntType(32), 0))
-    zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-    return builder.shuffle_vector(one, ir.Constant(_VECTOR, ir.Undefined), zeros)
+def _splat(builder: Any, word: Any, kind: Any = _VECTOR) -> Any:
+    nothing = ir.Constant(kind, ir.Undefined)
+    one = builder.insert_element(nothing, word, ir.Constant(ir.IntType(32), 0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), kind.count), [0] * kind.count)
+    return builder.shuffle_vector(one, nothing, zeros)
 
 
 def _ones(builder: Any, vector: Any) -> Any:
@@ -35,67 +41,76 @@ def _ones(builder: Any, vector: Any) -> Any:
 
 
 def _meet(
-    typing_context: Any, words: Any, stride: Any, begin: Any, end: Any, i: Any, j: Any, planes: Any, first: Any,
-    fields: Any, cells: Any
+    typing_context: Any, rows: Any, rows_from: Any, rows_stride: Any, columns: Any, from_: Any, stride: Any, n: Any,
+    fresh: Any, chosen: Any, some: Any, at_once: Any, above: Any, low: Any, high: Any, cells: Any,
 ) -> Any:  # fmt: skip
-    """cells[first + f][j..j+7] += ones of words[w, i] & words[w, j..j+7] & planes[w, first + f], w in begin..end - 1.
+    """cells[i - above][low..] += ones of row i & columns low..high - 1 over n words, for each i in chosen[some..].
 
-    words: flat (W * stride,) uint64; planes: (W, P) uint64; fields: a tuple as long as the planes taken at once;
-    cells: (F, width) int64.
+    rows, columns: flat uint64, a word of row i at rows[rows_from + i], the next rows_stride further, and of column j
+    at columns[from_ + j]; low: a multiple of LANES, of which as many columns are taken as reach `high`; fresh: whether
+    what was in cells counts for nothing; chosen: int64, of which as many are taken as the tuple at_once is long;
+    cells: (rows, width) int32.
     """
+    whole = types.int64
     signature = types.void(
-        words, types.int64, types.int64, types.int64, types.int64, types.int64, planes, types.int64, fields, cells
-    )
+        rows, whole, whole, columns, whole, whole, whole, types.boolean, chosen, whole, at_once, whole, whole, whole,
+        cells,
+    )  # fmt: skip
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        array, step, low, high, row, column, plane_array, start, _, cell_array = arguments
+        (row_array, row_at, row_step, array, at, step, length, anew, row_numbers, start, _, over, begin, end,
+         target) = arguments  # fmt: skip
         kinds = signature.args
-        count = len(kinds[8])
-        plane_data = context.make_array(kinds[6])(context, builder, plane_array)
-        cell_data = context.make_array(kinds[9])(context, builder, cell_array)
-        n_plane = builder.extract_value(plane_data.shape, 1)
-        n_cell = builder.extract_value(cell_data.shape, 1)
-        rows = [builder.add(start, ir.Constant(ir.IntType(64), f)) for f in range(count)]
-        targets = [
-            _lanes(builder, builder.gep(cell_data.data, [builder.add(builder.mul(r, n_cell), column)])) for r in rows
-        ]
-        masks = [builder.gep(plane_data.data, [r]) for r in rows]
-        sums = [cgutils.alloca_once(builder, _VECTOR) for _ in rows]
-        for place, target in zip(sums, targets, strict=True):
-            builder.store(builder.load(target, align=8), place)
-        with cgutils.for_range_slice(builder, low, high, ir.Constant(ir.IntType(64), 1)) as (w, _):
-            at = builder.mul(w, step)
-            word = builder.load(_address(context, builder, kinds[0], array, builder.add(at, row)))
-            line = builder.load(
-                _lanes(builder, _address(context, builder, kinds[0], array, builder.add(at, column))), align=8
-            )
-            for place, mask in zip(sums, masks, strict=True):
-                inside = builder.and_(word, builder.load(builder.gep(mask, [builder.mul(w, n_plane)])))
-                ones = _ones(builder, builder.and_(line, _splat(builder, inside)))
-                builder.store(builder.add(builder.load(place), ones), place)
-        for place, target in zip(sums, targets, strict=True):
-            builder.store(builder.load(place), target, align=8)
+        target_data = context.make_array(kinds[14])(context, builder, target)
+        width = builder.extract_value(target_data.shape, 1)
+        columns_at = _address(context, builder, kinds[3], array, at)
+        lines, sources = [], []
+        for r in range(len(kinds[10])):
+            index = builder.add(start, ir.Constant(_WORD, r))
+            number = builder.load(_address(context, builder, kinds[8], row_numbers, index))
+            sources.append(_address(context, builder, kinds[0], row_array, builder.add(row_at, number)))
+            lines.append(builder.gep(target_data.data, [builder.mul(builder.sub(number, over), width)]))
+        sums = [cgutils.alloca_once(builder, _VECTOR) for _ in lines]
+        keep = builder.not_(cgutils.as_bool_bit(builder, anew))
+        with cgutils.for_range_slice(builder, begin, end, ir.Constant(_WORD, LANES)) as (column, _):
+            places = [builder.bitcast(builder.gep(line, [column]), _COUNTS.as_pointer()) for line in lines]
+            for total in sums:
+                builder.store(ir.Constant(_VECTOR, [0] * LANES), total)
+            with builder.if_then(keep):
+                for place, total in zip(places, sums, strict=True):
+                    builder.store(builder.zext(builder.load(place, align=4), _VECTOR), total)
+            column_at = builder.gep(columns_at, [column])
+            with cgutils.for_range(builder, length) as loop:
+                words = builder.load(_lanes(builder, builder.gep(column_at, [builder.mul(loop.index, step)])), align=8)
+                row_offset = builder.mul(loop.index, row_step)
+                for source, total in zip(sources, sums, strict=True):
+                    word = _splat(builder, builder.load(builder.gep(source, [row_offset])))
+                    ones = _ones(builder, builder.and_(words, word))
+                    builder.store(builder.add(builder.load(total), ones), total)
+            for place, total in zip(places, sums, strict=True):
+                builder.store(builder.trunc(builder.load(total), _COUNTS), place, align=4)
         return context.get_dummy_value()
 
     return signature, generate
 
 
 def _move_together(
-    typing_context: Any, line: Any, j: Any, inside: Any, steps: Any, w: Any, offset: Any, over: Any, here: Any,
-    after: Any,
+    typing_context: Any, source: Any, from_: Any, inside: Any, steps: Any, w: Any, offset: Any, over: Any,
+    out: Any, here: Any, after: Any,
 ) -> Any:  # fmt: skip
-    """Pick the bits `inside` of line[j..j+7], moved together by steps[:, w], and append them at bit `offset` of
-    here[j..j+7]; what does not fit, when `over`, goes to after[j..j+7].
+    """Pick the bits `inside` of source[from_..+7], moved together by steps[:, w], and append them at bit `offset` of
+    out[here..+7]; what does not fit, when `over`, goes to out[after..+7].
 
-    line, here, after: (width,) uint64; steps: (6, W) uint64, what moves by 1, 2, 4, … 32.
+    source, out: flat uint64; steps: (6, W) uint64, what moves by 1, 2, 4, … 32.
     """
-    signature = types.void(line, types.int64, types.uint64, steps, types.int64, types.int64, types.boolean, here, after)
+    whole = types.int64
+    signature = types.void(source, whole, types.uint64, steps, whole, whole, types.boolean, out, whole, whole)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        line_array, column, mask, step_array, at, bit, spills, here_array, after_array = arguments
-        kinds, word = signature.args, ir.IntType(64)
-        source = _lanes(builder, _address(context, builder, kinds[0], line_array, column))
-        x = builder.and_(builder.load(source, align=8), _splat(builder, mask))
+        array, column, mask, step_array, at, bit, spills, out_array, here_at, after_at = arguments
+        kinds = signature.args
+        words = builder.load(_lanes(builder, _address(context, builder, kinds[0], array, column)), align=8)
+        x = builder.and_(words, _splat(builder, mask))
         step_data = context.make_array(kinds[3])(context, builder, step_array)
         n_steps = builder.extract_value(step_data.shape, 1)
         for s in range(6):
@@ -104,8 +119,8 @@ def _move_together(
             moved = builder.and_(x, _splat(builder, step))
             shifted = builder.lshr(moved, ir.Constant(_VECTOR, [1 << s] * LANES))
             x = builder.or_(builder.xor(x, moved), shifted)
-        target = _lanes(builder, _address(context, builder, kinds[7], here_array, column))
-        fresh = builder.icmp_signed("==", bit, ir.Constant(word, 0))
+        target = _lanes(builder, _address(context, builder, kinds[7], out_array, here_at))
+        fresh = builder.icmp_signed("==", bit, ir.Constant(_WORD, 0))
         with builder.if_else(fresh) as (then, otherwise):
             with then:
                 builder.store(x, target, align=8)
@@ -113,9 +128,41 @@ def _move_together(
                 up = builder.shl(x, _splat(builder, bit))
                 builder.store(builder.or_(builder.load(target, align=8), up), target, align=8)
         with builder.if_then(cgutils.as_bool_bit(builder, spills)):
-            down = builder.lshr(x, _splat(builder, builder.sub(ir.Constant(word, 64), bit)))
-            spill = _lanes(builder, _address(context, builder, kinds[8], after_array, column))
+            down = builder.lshr(x, _splat(builder, builder.sub(ir.Constant(_WORD, 64), bit)))
+            spill = _lanes(builder, _address(context, builder, kinds[7], out_array, after_at))
             builder.store(down, spill, align=8)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+def _equal(typing_context: Any, codes: Any, a: Any, code: Any) -> Any:
+    """A word that says which of codes[a, :64] are `code`; codes: (A, 64) of an unsigned type."""
+    signature = types.uint64(codes, types.int64, types.int64)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array, line, wanted = arguments
+        kind = signature.args[0]
+        vector = ir.VectorType(ir.IntType(kind.dtype.bitwidth), _BITS)
+        address = _address(context, builder, kind, array, builder.mul(line, ir.Constant(_WORD, _BITS)))
+        row = builder.load(builder.bitcast(address, vector.as_pointer()), align=1)
+        same = builder.icmp_unsigned("==", row, _splat(builder, builder.trunc(wanted, vector.element), vector))
+        return builder.bitcast(same, _WORD)
+
+    return signature, generate
+
+
+def _put_line(typing_context: Any, out: Any, at: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """out[at..at+3] = a, b, c, d in one store; out: flat int32."""
+    signature = types.void(out, types.int64, types.int32, types.int32, types.int32, types.int32)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        short = ir.VectorType(ir.IntType(32), SHORT)
+        vector = ir.Constant(short, ir.Undefined)
+        for lane, item in enumerate(arguments[2:]):
+            vector = builder.insert_element(vector, item, ir.Constant(ir.IntType(32), lane))
+        target = _address(context, builder, signature.args[0], arguments[0], arguments[1])
+        builder.store(vector, builder.bitcast(target, short.as_pointer()), align=4)
         return context.get_dummy_value()
 
     return signature, generate
@@ -123,6 +170,8 @@ def _move_together(
 
 meet: Any = intrinsic(_meet)
 move_together: Any = intrinsic(_move_together)
+equal: Any = intrinsic(_equal)
+put_line: Any = intrinsic(_put_line)
 
 
 def padded(width: int) -> int:

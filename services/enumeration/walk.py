@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from services.enumeration.bitset_kernel import BitSets
 from services.enumeration.emission import Lines
-from services.enumeration.encoding import Encoded, encode, item_sums
+from services.enumeration.encoding import Encoded, encode
 from services.enumeration.joint_kernel import JointTables
 from services.enumeration.lattice import Codes, Slices, estimate_slices
 from services.enumeration.level import Level, level_of
@@ -27,7 +27,7 @@ from services.enumeration.work_units import Crew, Idle, Watch, cut, looking
 from shared.errors import TooLarge, invalid
 
 CHUNK_SLICES = 1 << 16  # about as many slices as one piece of work yields at most
-LEAST_NANOSECONDS, MOST_NANOSECONDS = 1e6, 20e6  # that it takes, about
+LEAST_NANOSECONDS, MOST_NANOSECONDS = 4e5, 20e6  # that it takes, about
 NO_ITEM = np.zeros(2, dtype=np.int64)
 
 
@@ -100,8 +100,9 @@ class Walk:
     def all(self, threads: int) -> Slices:
         """All slices in one piece."""
         gathered = Gathered(self)
-        for chunk, _ in self.borrowed(threads):
-            gathered.add(chunk)
+        with Crew(threads, self._watch) as crew:
+            for chunk, _, give in self._chunks(crew, None):
+                crew.aside(gathered.adding(chunk), give)
         return gathered.slices()
 
     def borrowed(self, threads: int, judge: Judge | None = None) -> Iterator[tuple[Slices, Any]]:
@@ -110,31 +111,39 @@ class Walk:
         The arrays of a chunk are written over once the next is asked for. A judge sees every slice, also those
         without the attribute that must be there, but for the last depth.
         """
-        found = 0
         with Crew(threads, self._watch) as crew:
-            prefixes = [self._root(), self._root()]
-            for depth in range(1, self.depth + 1):
-                if judge is not None:
-                    judge.begin(depth)
-                is_prefix = 1 < depth <= self.depth - 2
-                whole = depth < self.depth if judge is not None else depth <= self.depth - 2
-                made: list[tuple[NDArray[np.int32], NDArray[np.int64]]] = []
-                for chunk, verdict in self._depth_of(crew, depth, prefixes[depth - 2], whole, judge):
-                    if is_prefix:
-                        made.append((self.table.position[chunk.items[:, :depth]], chunk.count.copy()))
-                    if judge is None and self._must_hold is not None:
-                        chunk = take(chunk, self.holds(chunk))
-                    found += len(chunk)
-                    if found > self._max_slices:
-                        raise self._too_large(max(self._estimate, found))
-                    if len(chunk):
-                        yield chunk, verdict
-                if depth == 1:
-                    prefixes[1] = (np.arange(self.table.n_items, dtype=np.int32)[:, None], self.table.item_count)
-                elif is_prefix:
-                    items = [items for items, _ in made] or [np.zeros((0, depth), dtype=np.int32)]
-                    counts = [count for _, count in made] or [np.zeros(0, dtype=np.int64)]
-                    prefixes.append((np.ascontiguousarray(np.concatenate(items)), np.concatenate(counts)))
+            for chunk, verdict, give in self._chunks(crew, judge):
+                yield chunk, verdict
+                give()
+
+    def _chunks(self, crew: Crew, judge: Judge | None) -> Iterator[tuple[Slices, Any, Callable[[], None]]]:
+        """As `borrowed`, each with what gives its arrays back when nobody needs them any more."""
+        found = 0
+        prefixes = [self._root(), self._root()]
+        for depth in range(1, self.depth + 1):
+            if judge is not None:
+                judge.begin(depth)
+            is_prefix = 1 < depth <= self.depth - 2
+            whole = depth < self.depth if judge is not None else depth <= self.depth - 2
+            made: list[tuple[NDArray[np.int32], NDArray[np.int64]]] = []
+            for chunk, verdict, give in self._depth_of(crew, depth, prefixes[depth - 2], whole, judge):
+                if is_prefix:
+                    made.append((self.table.position[chunk.items[:, :depth]], chunk.count.copy()))
+                if judge is None and self._must_hold is not None:
+                    chunk = take(chunk, self.holds(chunk))
+                found += len(chunk)
+                if found > self._max_slices:
+                    raise self._too_large(max(self._estimate, found))
+                if len(chunk):
+                    yield chunk, verdict, give
+                else:
+                    give()
+            if depth == 1:
+                prefixes[1] = (np.arange(self.table.n_items, dtype=np.int32)[:, None], self.table.item_count)
+            elif is_prefix:
+                items = [items for items, _ in made] or [np.zeros((0, depth), dtype=np.int32)]
+                counts = [count for _, count in made] or [np.zeros(0, dtype=np.int64)]
+                prefixes.append((np.ascontiguousarray(np.concatenate(items)), np.concatenate(counts)))
         self._watch.finish()
 
     @property
@@ -151,12 +160,12 @@ class Walk:
         prefixes: tuple[NDArray[np.int32], NDArray[np.int64]],
         whole: bool,
         judge: Judge | None,
-    ) -> Iterator[tuple[Slices, Any]]:
+    ) -> Iterator[tuple[Slices, Any, Callable[[], None]]]:
         """Slices of `depth` pairs; unless `whole` only those with the attribute that must be there."""
         table = self.table
         if depth == 1:
             chunk = self._single()
-            yield chunk, judge.of(depth, chunk) if judge is not None else None
+            yield chunk, judge.of(depth, chunk) if judge is not None else None, lambda: None
             return
         level = level_of(
             table, depth, *prefixes, self._min_count, NO_ITEM if whole or self._must is None else self._must
@@ -190,8 +199,7 @@ class Walk:
 
         for lines, chunk, verdict in crew.each(pieces, work):
             self._watch.done += 1
-            yield chunk, verdict
-            room.give(lines)
+            yield chunk, verdict, partial(room.give, lines)
 
     def _level_of_three(self) -> Level:
         table = self.table
@@ -203,13 +211,11 @@ class Walk:
         table = self.table
         items = np.full((table.n_items, self.width), -1, dtype=np.int32)
         items[:, 0] = table.item_ids
-        scored = np.repeat(table.item_count[:, None], len(table.columns), axis=1)
+        scored = np.array(table.item_scored, dtype=np.int64).reshape(len(table.columns), table.n_items).T
         total = np.zeros((table.n_items, len(table.columns)))
         for k, column in enumerate(table.columns):
-            if column.scored is not None:
-                scored[:, k] = item_sums(table, column.scored.astype(np.int64))
-            for part in column.parts:
-                total[:, k] += item_sums(table, part.values) * part.weight
+            for part, sums in zip(column.parts, table.item_sums[k], strict=True):
+                total[:, k] += sums * part.weight
         return Slices(items, table.item_count, scored, total)
 
     def holds(self, chunk: Slices) -> NDArray[np.bool_]:
@@ -247,11 +253,19 @@ class Gathered:
         self.found = 0
 
     def add(self, chunk: Slices) -> None:
+        self.adding(chunk)()
+
+    def adding(self, chunk: Slices) -> Callable[[], None]:
+        """Give `chunk` its place; what is returned copies it there."""
         lines, here = self._lines, slice(self.found, self.found + len(chunk))
-        lines.items[here], lines.count[here], lines.total[here] = chunk.items, chunk.count, chunk.total
-        if self._any_unscored:
-            lines.scored[here] = chunk.scored
         self.found += len(chunk)
+
+        def copy() -> None:
+            lines.items[here], lines.count[here], lines.total[here] = chunk.items, chunk.count, chunk.total
+            if self._any_unscored:
+                lines.scored[here] = chunk.scored
+
+        return copy
 
     def slices(self) -> Slices:
         """Those that were added; views."""

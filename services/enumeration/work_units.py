@@ -17,7 +17,7 @@ from services.enumeration.lattice import Cancel, Cancelled, Progress
 
 Result = TypeVar("Result")
 
-_ROWS_FOR_ONE = 1 << 17  # a pass over so many is over before other threads have begun
+_ROWS_FOR_ONE = 1 << 15  # a pass over so many is over before other threads have begun
 _LOOK_SECONDS = 0.1  # a caller is told, and asked whether to go on, this often
 
 
@@ -148,11 +148,14 @@ class Crew:
         self.threads = threads
         self._watch = watch
         self._pool: ThreadPoolExecutor | None = None
+        self._aside: deque[Future[None]] = deque()
 
     def __enter__(self) -> Crew:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
+        while self._aside and failed is None:
+            self._wait(self._aside.popleft())
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
@@ -172,6 +175,20 @@ class Crew:
                 yield self._wait(ahead.popleft())
         while ahead:
             yield self._wait(ahead.popleft())
+
+    def aside(self, *tasks: Callable[[], None]) -> None:
+        """Do `tasks`, one after the other, when a thread has time, but before the crew is left."""
+
+        def work() -> None:
+            for task in tasks:
+                task()
+
+        if self._pool is None:
+            work()
+            return
+        self._aside.append(self._pool.submit(work))
+        if len(self._aside) > 2 * self.threads:
+            self._wait(self._aside.popleft())
 
     def _wait(self, result: Future[Result]) -> Result:
         self._watch.look()
