@@ -11,7 +11,6 @@ only in the tag of one attribute are counted together, its most common tag is le
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property, partial
 from threading import Lock
 from typing import Any
@@ -23,7 +22,7 @@ from services.enumeration.bitset import pack, word_count
 from services.enumeration.compiled import compiled, popcount
 from services.enumeration.emission import Lines, frequent, sums_of, u64, write, write_frequent
 from services.enumeration.encoding import Encoded
-from services.enumeration.level import Level, ranges_of
+from services.enumeration.level import Level, Plan, ranges_of, runs
 from services.enumeration.vector import COUNTS_VECTORS, LANES, SHORT, equal, meet, move_together, padded
 from services.enumeration.work_units import Idle, in_parts
 
@@ -33,6 +32,8 @@ MOST_BYTES = 64 << 20  # of bit sets of the whole table
 MOST_BLOCK_BYTES = 16 << 20  # of one thread's joint counts
 MOST_SLICES = 1 << 18  # below prefixes that are counted together
 CELL_WORD_NS = 0.03 if COUNTS_VECTORS else 0.17  # about, to meet a word of one item with a word of another
+
+_padded: Any = compiled(padded)
 
 
 @compiled
@@ -142,6 +143,55 @@ def _count_columns(
     for f in range(n_fields):
         row[0] = f
         meet(flat_planes, 0, planes.shape[1], words, 0, stride, n_words, True, row, 0, (0,), 0, 0, width, totals)
+
+
+@compiled
+def _below(
+    words: Any, stride: int, n_words: int, planes: Any, n_fields: int, at: int, chosen: Any, left: int, mask: Any,
+    steps: Any, some: Any, gaps: Any, line: Any, row: Any, out_words: Any, out_planes: Any, totals: Any,
+) -> int:  # fmt: skip
+    """`_project`, and the rows and sums of what it leaves; how many rows."""
+    stride_below = _padded(left)
+    rows: int = _project(
+        words, stride, n_words, planes, at, chosen, left, mask, steps, some, gaps, line, out_words, stride_below,
+        out_planes,
+    )  # fmt: skip
+    _count_columns(out_words, stride_below, (rows + 63) // 64, out_planes, n_fields, left, row, totals)
+    return rows
+
+
+@compiled
+def _after(attribute: Any, positions: Any, a: int) -> int:
+    """The first of `positions`, ascending, that is of a later attribute than `a`."""
+    first = 0
+    while first < len(positions) and attribute[positions[first]] <= a:
+        first += 1
+    return first
+
+
+@compiled
+def _end_of_tags(attribute: Any, prefixes: Any, p: int, stop: int) -> int:
+    """The end of the prefixes from `p`, before `stop`, that differ only in the tag of their last attribute."""
+    last = prefixes.shape[1] - 1
+    end = p + 1
+    while end < stop and attribute[prefixes[end, last]] == attribute[prefixes[p, last]]:
+        for q in range(last):
+            if prefixes[end, q] != prefixes[p, q]:
+                return end
+        end += 1
+    return end
+
+
+@compiled
+def _most_common(positions: Any, items: Any, totals: Any, n_rows: int) -> int:
+    """Which of `items` has most rows; -1 where it is alone, or some of the `n_rows` have none of them."""
+    most, most_rows, known = 0, 0, 0
+    for k in range(len(items)):
+        rows = totals[0, np.searchsorted(positions, items[k])]
+        known += rows
+        if rows > most_rows:
+            most, most_rows = k, rows
+    return most if known == n_rows and len(items) > 1 else -1
 
 
 @compiled
@@ -268,9 +318,8 @@ def fill(
     words: Any, planes: Any, all_totals: Any, pairs: Any, n_rows: int, attribute: Any, item_ids: Any, prefixes: Any,
     unit: Any, together: bool, must: Any, min_count: int, targets: Any, terms: Any, weights: Any,
     plain: bool, stack_words: Any, stack_planes: Any, stack_positions: Any, stack_sizes: Any, stack_totals: Any,
-    base: Any,
-    blocks: Any, ranges: Any, wanted: Any, mask: Any, steps: Any, left_bits: Any, gaps: Any, line: Any, masked: Any,
-    cells: Any, counts: Any, counted: Any, left_out: Any, chosen: Any, whole: Any,
+    base: Any, blocks: Any, ranges: Any, wanted: Any, mask: Any, steps: Any, left_bits: Any, gaps: Any, line: Any,
+    masked: Any, cells: Any, counts: Any, counted: Any, left_out: Any, chosen: Any, whole: Any,
     items: Any, count: Any, scored: Any, total: Any,
 ) -> int:  # fmt: skip
     """Slices of one work unit, in canonical order; how many there are.
@@ -298,15 +347,7 @@ def fill(
     at = 0
     p = unit[0]
     while p < unit[1]:
-        end = p + 1
-        if together:
-            while end < unit[1] and attribute[prefixes[end, depth - 1]] == attribute[prefixes[p, depth - 1]]:
-                same = True
-                for q in range(depth - 1):
-                    same = same and prefixes[end, q] == prefixes[p, q]
-                if not same:
-                    break
-                end += 1
+        end = _end_of_tags(attribute, prefixes, p, unit[1]) if together else p + 1
         held = must[1] == 0
         changed = depth
         for q in range(depth - 1, -1, -1):
@@ -325,24 +366,18 @@ def fill(
             width, n_words = stack_sizes[q, 0], stack_sizes[q, 1]
             positions = stack_positions[q]
             here = np.searchsorted(positions[:width], item)
-            first = here + 1
-            while first < width and attribute[positions[first]] == attribute[item]:
-                first += 1
+            first = _after(attribute, positions[:width], attribute[item])
             above_words = flat if q == 0 else stack_words[q - 1]
             above_planes = planes if q == 0 else stack_planes[q - 1]
             stride = all_stride if q == 0 else _padded(width)
             left = _choose(above_words, stride, n_words, here, first, width, min_count, row, counts, chosen)
             for j in range(left):
                 stack_positions[q + 1, j] = positions[chosen[j]]
-            rows = _project(
-                above_words, stride, n_words, above_planes, here, chosen, left, mask, steps, left_bits, gaps, line,
-                stack_words[q], _padded(left), stack_planes[q],
+            rows = _below(
+                above_words, stride, n_words, above_planes, n_fields, here, chosen, left, mask, steps, left_bits, gaps,
+                line, row, stack_words[q], stack_planes[q], stack_totals[q],
             )  # fmt: skip
             stack_sizes[q + 1, 0], stack_sizes[q + 1, 1], stack_sizes[q + 1, 2] = left, (rows + 63) // 64, rows
-            _count_columns(
-                stack_words[q], _padded(left), stack_sizes[q + 1, 1], stack_planes[q], n_fields, left, row,
-                stack_totals[q],
-            )  # fmt: skip
         q = n_looked_up
         width, n_words, rows = stack_sizes[q, 0], stack_sizes[q, 1], stack_sizes[q, 2]
         positions = stack_positions[q, :width]
@@ -390,68 +425,39 @@ def fill(
                 rows, masked, counted, left_out, 0, base,
             )  # fmt: skip
         whole_counts = base if q else pairs
-        a = attribute[prefixes[p, depth - 1]]
-        first = 0
-        while first < width and attribute[positions[first]] <= a:
-            first += 1
+        first = _after(attribute, positions, attribute[prefixes[p, depth - 1]])
         left = width - first
         for j in range(left):
             chosen[j] = first + j
             ids[j] = item_ids[positions[first + j]]
         below = positions[first:]
         ranges_of(attribute, below, everything, True, wanted)
-        # The most common tag has what the others leave.
-        most, known = p, 0
-        most_rows = 0
-        for k in range(p, end):
-            here = np.searchsorted(positions, prefixes[k, depth - 1])
-            known += totals[0, here]
-            if totals[0, here] > most_rows:
-                most, most_rows = k, totals[0, here]
-        if known < rows or end == p + 1:
-            most = -1
-        for k in range(p, end):
-            if k == most:
+        tags = prefixes[p:end, depth - 1]
+        most = _most_common(positions, tags, totals, rows)
+        for k in range(len(tags)):
+            if k == most:  # has what the others leave
                 continue
-            here = np.searchsorted(positions, prefixes[k, depth - 1])
-            own_rows = _project(
-                some_words, stride, n_words, some_planes, here, chosen, left, mask, steps, left_bits, gaps, line,
-                stack_words[q], _padded(left), stack_planes[q],
+            own_rows = _below(
+                some_words, stride, n_words, some_planes, n_fields, np.searchsorted(positions, tags[k]), chosen, left,
+                mask, steps, left_bits, gaps, line, row, stack_words[q], stack_planes[q], stack_totals[q],
             )  # fmt: skip
-            own_words = (own_rows + 63) // 64
-            _count_columns(
-                stack_words[q], _padded(left), own_words, stack_planes[q], n_fields, left, row, stack_totals[q]
-            )
             _count(
-                stack_words[q], _padded(left), own_words, stack_planes[q], n_fields, attribute, below, 0, left, wanted,
-                stack_totals[q], own_rows, masked, counted, left_out, 0, blocks[k - p],
+                stack_words[q], _padded(left), (own_rows + 63) // 64, stack_planes[q], n_fields, attribute, below, 0,
+                left, wanted, stack_totals[q], own_rows, masked, counted, left_out, 0, blocks[k],
             )  # fmt: skip
         if most >= 0:
             for f in range(n_fields):
                 for i in range(left):
-                    _take_away(blocks, most - p, end - p, u64(f), u64(i), wanted[i, 0], left, whole_counts, first)
+                    _take_away(blocks, most, len(tags), u64(f), u64(i), wanted[i, 0], left, whole_counts, first)
         ranges_of(attribute, below, must, held, ranges)
-        for k in range(p, end):
-            prefix_ids[depth - 1] = item_ids[prefixes[k, depth - 1]]
+        for k in range(len(tags)):
+            prefix_ids[depth - 1] = item_ids[tags[k]]
             at = _emit(
-                blocks[k - p], 0, 0, left, ranges, ids, min_count, prefix_ids, targets, terms, weights, plain, chosen,
+                blocks[k], 0, 0, left, ranges, ids, min_count, prefix_ids, targets, terms, weights, plain, chosen,
                 cells, whole, at, items, count, scored, total,
             )  # fmt: skip
         p = end
     return at
-
-
-@compiled
-def _padded(width: int) -> int:
-    return (width + LANES - 1) // LANES * LANES
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """How a level is counted: `together` (U + 1,) where prefixes of one count begin; None for one by one."""
-
-    together: NDArray[np.int64] | None
-    cost: NDArray[np.float64]
 
 
 class BitSets:
@@ -465,7 +471,7 @@ class BitSets:
         self._rooms = Idle(partial(_room, table, max(1, max_depth - 2), self._sums.n_fields, self._fits_together))
         self._lock = Lock()
         self._rows_of_pairs = 0  # that have been counted
-        self._plans: dict[int, _Plan] = {}
+        self._plans: dict[int, Plan] = {}
 
     def can(self) -> bool:
         return self._words_needed * 8 <= MOST_BYTES
@@ -490,7 +496,7 @@ class BitSets:
             return None  # another kernel has counted the pairs
         return self._plan(level).together
 
-    def _plan(self, level: Level) -> _Plan:
+    def _plan(self, level: Level) -> Plan:
         """A walk has one level of each depth."""
         if level.depth not in self._plans:
             plans = [self._one_by_one(level)]
@@ -504,20 +510,19 @@ class BitSets:
         """About, to write a slice down."""
         return 1.6 if self._sums.plain else 5.0 + 2.5 * (self._sums.n_fields - 1)
 
-    def _one_by_one(self, level: Level) -> _Plan:
+    def _one_by_one(self, level: Level) -> Plan:
         words, parents = level.rows / 64 + 1, level.parent_rows / 64 + 1
         projection = np.zeros(len(words))
         if level.depth > 2:
             projection = parents * (level.parent_items * 2 * CELL_WORD_NS + level.items_after * 0.27 + 7)
-        return _Plan(
+        return Plan(
             None, projection + level.cells * (words * self._sums.n_fields * CELL_WORD_NS + self._slice_ns) + 300
         )
 
-    def _all_tags(self, level: Level) -> list[_Plan]:
+    def _all_tags(self, level: Level) -> list[Plan]:
         """One plan, or none where a count would yield too many slices at once."""
         last = self._table.attribute[level.prefixes[:, -1]]
-        new = (level.prefixes[1:, :-1] != level.prefixes[:-1, :-1]).any(axis=1) | (last[1:] != last[:-1])
-        together = np.concatenate(([0], np.flatnonzero(new) + 1, [len(last)]))
+        together = runs(level, last)
         if np.add.reduceat(level.most_slices(), together[:-1]).max() > MOST_SLICES:
             return []
         group = np.repeat(np.arange(len(together) - 1), np.diff(together))
@@ -527,7 +532,7 @@ class BitSets:
         projection = parents * (level.parent_items * 0.27 + 7)
         counting = level.parent_cells * (words * self._sums.n_fields * CELL_WORD_NS * 0.8)
         cost = np.where(left_out, 0.0, projection + counting)
-        return [_Plan(together, cost + level.parent_cells * 0.9 + level.cells * self._slice_ns + 300)]
+        return [Plan(together, cost + level.parent_cells * 0.9 + level.cells * self._slice_ns + 300)]
 
     @cached_property
     def _packed(self) -> tuple[Any, ...]:

@@ -85,8 +85,8 @@ def frequent(counts: Any, low: int, high: int, min_count: int, chosen: Any) -> i
     """Write the positions in [low, high) with at least `min_count` to `chosen`; how many there are."""
     found = 0
     for j in range(low, high):
-        chosen[np.uint64(found)] = j
-        found += counts[np.uint64(j)] >= min_count
+        chosen[u64(found)] = j
+        found += counts[u64(j)] >= min_count
     return found
 
 

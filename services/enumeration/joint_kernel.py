@@ -21,7 +21,7 @@ from services.enumeration.compiled import compiled
 from services.enumeration.emission import Lines, frequent, sums_of, write
 from services.enumeration.encoding import Encoded
 from services.enumeration.fields import assign_words, field_values, row_words, unpack
-from services.enumeration.level import Level, ranges_of
+from services.enumeration.level import Level, Plan, ranges_of, runs
 from services.enumeration.work_units import Idle, in_parts
 
 GROUP_CELLS = (4, 6, 8, 12, 16, 24, 32, 48, 64)  # tag combinations that attributes of one group may have: one is chosen
@@ -443,14 +443,6 @@ def _all_threes(n: int, cells: float, rows: float) -> float:
     return float(n * (n + 1) * (n + 2) / 6 * _nanoseconds(cells**3, rows))
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """How a level is counted: `together` (U + 1,) where prefixes of one count begin; None for one by one."""
-
-    together: NDArray[np.int64] | None
-    cost: NDArray[np.float64]
-
-
 class JointTables:
     """The table's group codes, and room for tables for each thread."""
 
@@ -464,7 +456,7 @@ class JointTables:
         rows = table.n_rows * share ** max(0, max_depth - 3)
         self._groups = _groups(table, rows)
         self._lock = Lock()
-        self._plans: dict[int, _Plan] = {}
+        self._plans: dict[int, Plan] = {}
         self._rooms = Idle(partial(_room, table, max_depth, self._groups, self._sums.n_fields))
 
     def can(self) -> bool:
@@ -482,7 +474,7 @@ class JointTables:
         """Where the prefixes begin that are counted at once (U + 1,); None where each is by itself."""
         return self._plan(level).together
 
-    def _plan(self, level: Level) -> _Plan:
+    def _plan(self, level: Level) -> Plan:
         """A walk has one level of each depth."""
         if level.depth not in self._plans:
             plans = [self._by_two(level)]
@@ -492,24 +484,23 @@ class JointTables:
             self._plans[level.depth] = min(plans, key=lambda plan: float(plan.cost.sum()))
         return self._plans[level.depth]
 
-    def _by_two(self, level: Level) -> _Plan:
+    def _by_two(self, level: Level) -> Plan:
         groups = level.attributes_after * len(self._groups) / max(1, len(self._groups.group_of))
         tables = groups * (groups + 1) / 2 * self._groups.nanoseconds(2, level.rows) * self._n_words
         scan = level.parent_rows * 0.7 + level.rows * groups if level.depth > 2 else 0.0
-        return _Plan(None, scan + tables + level.cells * 2.0 + 300)
+        return Plan(None, scan + tables + level.cells * 2.0 + 300)
 
-    def _by_three(self, level: Level) -> list[_Plan]:
+    def _by_three(self, level: Level) -> list[Plan]:
         """One plan, or none where a count would yield too many slices at once."""
         lead = self._groups.group_of[self._table.attribute[level.prefixes[:, -1]]]
-        new = (level.prefixes[1:, :-1] != level.prefixes[:-1, :-1]).any(axis=1) | (lead[1:] != lead[:-1])
-        together = np.concatenate(([0], np.flatnonzero(new) + 1, [len(lead)]))
+        together = runs(level, lead)
         groups = len(self._groups) - 1 - lead
         tables = groups * (groups + 1) / 2 * self._groups.nanoseconds(3, level.parent_rows) * self._n_words
         scan = level.parent_rows * (2 + groups) if level.depth > 3 else 0.0
         if np.add.reduceat(level.most_slices(), together[:-1]).max() > MOST_SLICES:
             return []
         shared = (scan + tables + 300) / np.repeat(np.diff(together), np.diff(together))
-        return [_Plan(together, shared + level.cells * 2.0)]
+        return [Plan(together, shared + level.cells * 2.0)]
 
     @cached_property
     def _encoded(self) -> tuple[Any, ...]:

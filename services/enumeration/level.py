@@ -51,6 +51,23 @@ class Level:
         return bounds, bounds * (cost / max(bounds.sum(), 1.0))
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How a level is counted: `together` (U + 1,) where prefixes of one count begin; None for one by one.
+
+    cost: (P,) nanoseconds for each prefix, about.
+    """
+
+    together: NDArray[np.int64] | None
+    cost: NDArray[np.float64]
+
+
+def runs(level: Level, last: NDArray[Any]) -> NDArray[np.int64]:
+    """Where prefixes begin that differ only in their last pair and are alike in `last` (P,), and the end: (U + 1,)."""
+    new = (level.prefixes[1:, :-1] != level.prefixes[:-1, :-1]).any(axis=1) | (last[1:] != last[:-1])
+    return np.concatenate(([0], np.flatnonzero(new) + 1, [len(last)]))
+
+
 def level_of(
     table: Encoded,
     depth: int,

@@ -154,10 +154,12 @@ class Crew:
         return self
 
     def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
-        while self._aside and failed is None:
-            self._wait(self._aside.popleft())
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        try:
+            while self._aside and failed is None:
+                self._wait(self._aside.popleft())
+        finally:
+            if self._pool is not None:
+                self._pool.shutdown(wait=True, cancel_futures=True)
 
     def each(self, pieces: list[NDArray[np.int64]], work: Callable[[NDArray[np.int64]], Result]) -> Iterator[Result]:
         """Results of `work` in the order of `pieces`, a few of them ahead of the reader."""
