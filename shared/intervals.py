@@ -16,7 +16,7 @@ _SLICES_AT_ONCE = 256
 
 
 def wilson_interval(
-    mean: NDArray[np.float64], count: NDArray[np.int64]
+    mean: NDArray[np.float64], count: NDArray[np.signedinteger]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """95% interval of the mean of `count` > 0 scores, low and high, inside [0, 1].
 

@@ -551,7 +551,7 @@ class BitSets:
         for column in table.columns:
             if column.scored is not None:
                 planes.append(column.scored)
-            planes += [(part.values >> p & 1).astype(np.bool_) for part in column.parts for p in part.planes]
+            planes += [(part.values & 1 << p) != 0 for part in column.parts for p in part.planes]
         lines = np.zeros((n_words, padded(n_fields)), dtype=np.uint64)
         lines[:, :n_fields] = pack(np.array(planes)).T
         totals = np.empty((n_fields, stride), dtype=np.int32)

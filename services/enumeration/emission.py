@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from services.enumeration.compiled import compiled
 from services.enumeration.fixed_point import ScoreColumn
+from services.enumeration.lattice import item_type
 from services.enumeration.vector import SHORT, put_line
 
 SCORED, TOTAL = 0, 1
@@ -72,11 +73,14 @@ def sums_of(columns: list[ScoreColumn], any_unscored: bool, *, as_planes: bool) 
 class Lines:
     """Room for the slices of one work unit, used again for the next."""
 
-    def __init__(self, capacity: int, max_depth: int, n_columns: int, any_unscored: bool) -> None:
+    def __init__(self, capacity: int, max_depth: int, n_items: int, n_columns: int, any_unscored: bool) -> None:
         lines = capacity + 1  # what turns out not to be frequent is written behind the others
-        self.items = np.empty(lines * max_depth + SHORT, dtype=np.int32)[:-SHORT].reshape(lines, max_depth)
-        self.count = np.empty(lines, dtype=np.int64)
-        self.scored = np.empty((lines if any_unscored else 1, n_columns), dtype=np.int64)
+        room = np.empty(
+            lines * max_depth + SHORT, dtype=item_type(n_items)
+        )  # a line is written by a store past its end
+        self.items = room[:-SHORT].reshape(lines, max_depth)
+        self.count = np.empty(lines, dtype=np.int32)
+        self.scored = np.empty((lines if any_unscored else 1, n_columns), dtype=np.int32)
         self.total = np.empty((lines, n_columns))
 
 

@@ -84,13 +84,15 @@ def encode(codes: Codes, tag_counts: ArrayLike, scores: NDArray[np.float64] | No
     )
 
 
-def _sums_by_item(codes: Codes, offsets: NDArray[np.int64], values: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+def _sums_by_item(
+    codes: Codes, offsets: NDArray[np.int64], values: list[NDArray[np.integer]]
+) -> list[NDArray[np.int64]]:
     """Rows of each item, and for each of `values`, (N,) and not negative, their sum over these rows."""
     shift = len(codes).bit_length()  # rows and the first sum are added up at once where both fit a word
     at_once = bool(values) and int(values[0].max(initial=0)).bit_length() + 2 * shift < 64
     nothing = np.zeros(0, dtype=np.int64)
 
-    def sums(of: NDArray[np.int64], above: int, each: int) -> NDArray[np.int64]:
+    def sums(of: NDArray[np.integer], above: int, each: int) -> NDArray[np.int64]:
         def part(begin: int, end: int) -> NDArray[np.int64]:
             lanes = np.zeros((4, int(offsets[-1])), dtype=np.int64)
             _add_to_items(codes[begin:end], offsets, of[begin:end], above, each, lanes)
@@ -111,7 +113,7 @@ def _add_to_items(codes: Any, offsets: Any, values: Any, shift: int, each: int, 
     n_rows, n_attributes = codes.shape
     for r in range(n_rows):
         row, lane = np.uint64(r), np.uint64(r & 3)
-        value = (values[row] << shift) + each if len(values) else each
+        value = (np.int64(values[row]) << shift) + each if len(values) else each
         for a in range(n_attributes):
             item = offsets[a] + np.int64(codes[row, np.uint64(a)])
             if item < offsets[a + 1]:

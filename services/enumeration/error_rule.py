@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.enumeration.compiled import compiled
-from services.enumeration.lattice import Slices
+from services.enumeration.lattice import Slices, item_type
 from services.enumeration.selection import rank_order, reordered, take
 from services.enumeration.walk import Gathered, Walk
 
@@ -90,41 +90,46 @@ def _count_children(items: Any, depth: int, first: Any, last: Any, children: Any
 class ErrorRule:
     """Judges slices of a walk by their mean in one column; keeps the last item and mean of all but the deepest."""
 
-    def __init__(self, n_items: int, max_depth: int, column: int, overall: float, margin: float) -> None:
+    def __init__(self, walk: Walk, column: int, overall: float, margin: float) -> None:
+        n_items = len(walk.table.position)
         self._column, self._overall, self._margin = column, overall, margin
-        self._max_depth = max_depth
+        self._max_depth = walk.depth
         self._first = np.full(n_items, -1, dtype=np.int64)
-        self._starts = np.zeros(max_depth + 2, dtype=np.int64)
-        self._last = np.zeros(0, dtype=np.int32)
-        self._mean = np.zeros(0)
-        self._children = np.zeros(1, dtype=np.int64)
-        self._new: list[tuple[NDArray[np.int32], NDArray[np.float64]]] = []
-        self._new_children = np.zeros(0, dtype=np.int64)
+        self._starts = np.zeros(walk.depth + 2, dtype=np.int64)  # where the slices of so many pairs begin
+        self._n = 0
+        # Pages that are never written to take no memory, so there is room for the most there can be.
+        try:
+            self._last = np.empty(walk.most_lines(walk.depth - 1), dtype=item_type(n_items))
+            self._mean = np.empty(len(self._last))
+            self._children = np.zeros(walk.most_lines(walk.depth - 2) + 1, dtype=np.int64)
+        except MemoryError:
+            raise walk.no_room() from None
 
     def begin(self, depth: int) -> None:
         """Build the slices of depth - 1 pairs, all of which have been added, into the trie."""
-        if depth > 2:
-            # The children of depth - 2 pairs end where their running count does.
-            begin = self._starts[depth - 1]
-            self._children = np.concatenate((self._children[:-1], [begin], begin + np.cumsum(self._new_children)))
-        self._starts[depth] = len(self._last) + sum(len(last) for last, _ in self._new)
-        self._last = np.concatenate((self._last, *(last for last, _ in self._new)))
-        self._mean = np.concatenate((self._mean, *(mean for _, mean in self._new)))
+        if depth > 2:  # the children of those of depth - 2 pairs, counted so far, end where their running count does
+            some = self._children[self._starts[depth - 2] : self._starts[depth - 1] + 1]
+            some[0] = self._starts[depth - 1]
+            np.cumsum(some, out=some)
+        self._starts[depth] = self._n
         if depth == 2:
-            self._first[self._last] = np.arange(len(self._last))
-        self._new = []
-        self._new_children = np.zeros(int(self._starts[depth] - self._starts[depth - 1]), dtype=np.int64)
+            self._first[self._last[: self._n]] = np.arange(self._n)
 
     def add(self, depth: int, chunk: Slices) -> None:
         """Take note of slices that others may be judged by, in canonical order."""
         if depth == self._max_depth:
             return
-        scored = chunk.scored[:, self._column]
-        mean = np.divide(chunk.total[:, self._column], scored, out=np.full(len(chunk), np.inf), where=scored > 0)
-        self._new.append((chunk.items[:, depth - 1].copy(), mean))
+        here = slice(self._n, self._n + len(chunk))
+        self._n = here.stop
+        scored, mean = chunk.scored[:, self._column], self._mean[here]
+        self._last[here] = chunk.items[:, depth - 1]
+        mean[:] = np.inf
+        np.divide(chunk.total[:, self._column], scored, out=mean, where=scored > 0)
         if depth > 1:
             start = int(self._starts[depth - 1])
-            _count_children(chunk.items, depth, self._first, self._last, self._children, start, self._new_children)
+            _count_children(
+                chunk.items, depth, self._first, self._last, self._children, start, self._children[start + 1 :]
+            )
 
     def of(self, depth: int, chunk: Slices) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Lines of the error slices of `chunk`, and the lowest mean of the parents of each."""
@@ -145,7 +150,7 @@ def judged_slices(
 
     With `top`, at least the first `top` by rank and not many more.
     """
-    rule = ErrorRule(len(walk.table.position), walk.depth, column, overall, margin)
+    rule = ErrorRule(walk, column, overall, margin)
     kept = Gathered(walk)
     looked_at = 0
     for chunk, (lines, lowest) in walk.borrowed(threads, rule):

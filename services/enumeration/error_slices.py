@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from services.enumeration.lattice import Slices
+from services.enumeration.lattice import Items, Slices
 from shared.intervals import wilson_interval
 
 
@@ -81,14 +81,14 @@ class Lattice:
     the number of attributes, tags and pairs; these keys ascend in canonical order.
     """
 
-    def __init__(self, items: NDArray[np.int32]) -> None:
+    def __init__(self, items: Items) -> None:
         self.depth = (items >= 0).sum(axis=1)
         self._base = int(items.max(initial=0)) + 1
         self._starts = np.searchsorted(self.depth, np.arange(items.shape[1] + 2))
         self._items = items
         self._keys: list[NDArray[np.int64]] = []
 
-    def find(self, items: NDArray[np.int32]) -> NDArray[np.int64]:
+    def find(self, items: Items) -> NDArray[np.int64]:
         """Positions (m,) of the slices with exactly `items` (m, c), c >= 1; ValueError when one is not there."""
         position = np.zeros(len(items), dtype=np.int64)
         for d in range(items.shape[1]):

@@ -104,9 +104,9 @@ def _members(block: Words) -> NDArray[np.int32]:
     return np.asarray(used[word] % block.shape[1] * 64 + bit, dtype=np.int32)
 
 
-def how_many_fit(n_rows: int, count: NDArray[np.int64]) -> int:
+def how_many_fit(n_rows: int, count: NDArray[np.signedinteger]) -> int:
     """Of slices with `count` (E,) rows each, how many of the first have extents of at most `MAX_BYTES`."""
-    return int((np.cumsum(8 * word_count(n_rows) + 4 * count) <= MAX_BYTES).sum())
+    return int((np.cumsum(8 * word_count(n_rows) + 4 * count.astype(np.int64)) <= MAX_BYTES).sum())
 
 
 def _check_size(size: int, n_slices: int) -> None:

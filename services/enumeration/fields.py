@@ -15,14 +15,14 @@ def field_values(table: Encoded) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(F - 1, N) whole numbers of each score column: whether there is a score, and the score's parts. Field 0, which is
     1 for every row, is left out. Beside them the largest value of each field (F,).
     """
-    values: list[NDArray[np.int64]] = []
+    values: list[NDArray[np.integer]] = []
     for column in table.columns:
         if column.scored is not None:
             values.append(column.scored.astype(np.int64))
         values += [part.values for part in column.parts]
     most = np.array([1, *(column.max(initial=1) for column in values)])
     if len(values) == 1:
-        return values[0][None], most  # not copied: a million rows take 8 MB
+        return values[0].astype(np.int64, copy=False)[None], most  # not copied: a million rows take 8 MB
     return np.array(values, dtype=np.int64).reshape(len(values), table.n_rows), most
 
 

@@ -15,9 +15,9 @@ _EXACT_BITS = 10  # scores that are multiples of 2**-10 are looked for: 0/1, hal
 
 @dataclass(frozen=True)
 class Part:
-    """Whole numbers (N,) int64 below 2**bits; times `weight` they are a part of the score."""
+    """Whole numbers (N,) below 2**bits, int64 or for one bit uint8; times `weight` they are a part of the score."""
 
-    values: NDArray[np.int64]
+    values: NDArray[np.integer]
     bits: int
     weight: float
 
@@ -48,6 +48,8 @@ def _column(scores: NDArray[np.float64]) -> ScoreColumn:
     fine = _NANO_BITS + len(scores).bit_length()
     fraction = 0 if _whole(values, 0) else _EXACT_BITS if _whole(values, _EXACT_BITS) else fine
     scored = None if known.all() else known
+    if fraction == 0:
+        return ScoreColumn(scored, (Part(values.astype(np.uint8), 1, 1.0),))
     if fraction <= room:
         values *= 2.0**fraction
         return ScoreColumn(scored, (_part(np.rint(values, out=values), fraction + 1, 2.0**-fraction),))

@@ -24,7 +24,8 @@ from shared.errors import HiBug2Error, TooLarge, Violation, invalid, refuse
 MAX_SLICES = 5_000_000
 
 Codes = NDArray[np.uint8] | NDArray[np.uint16]
-Items = NDArray[np.int32]
+Items = NDArray[np.signedinteger]
+Counts = NDArray[np.int32]
 Progress = Callable[[int, int], None]
 Cancel = Callable[[], bool]
 
@@ -48,15 +49,16 @@ class Cancelled(HiBug2Error):
 class Slices:
     """S slices in columns, in canonical order: by depth, then by items, lexicographically.
 
-    items: (S, D) int32, ascending, padded with -1; an item is offset[attribute] + tag code (`item_offsets`).
-    count: (S,) int64, instances of the slice.
-    scored: (S, K) int64, instances with a score in column k.
+    items: (S, D), ascending, padded with -1; an item is offset[attribute] + tag code (`item_offsets`). int16, or int32
+    where the table has more tags than that holds: there are tens of millions of slices, and memory bounds their making.
+    count: (S,) int32, instances of the slice.
+    scored: (S, K) int32, instances with a score in column k.
     total: (S, K) float64, sum of those scores.
     """
 
     items: Items
-    count: NDArray[np.int64]
-    scored: NDArray[np.int64]
+    count: Counts
+    scored: Counts
     total: NDArray[np.float64]
 
     def __len__(self) -> int:
@@ -113,6 +115,11 @@ def item_offsets(tag_counts: ArrayLike) -> NDArray[np.int64]:
     return np.concatenate(([0], np.cumsum(np.asarray(tag_counts, dtype=np.int64)))).astype(np.int64)
 
 
+def item_type(n_items: int) -> type[np.int16] | type[np.int32]:
+    """The type of items that there are so many of."""
+    return np.int16 if n_items <= 1 << 15 else np.int32
+
+
 def enumerate_slices(
     codes: Codes,
     tag_counts: ArrayLike,
@@ -149,7 +156,9 @@ def enumerate_slices(
             raise _too_large(estimate, max_slices, min_count, max_depth)
 
     frequent = np.flatnonzero(table.item_count >= min_count)
-    made = [[(frequent[:, None].astype(np.int32), table.item_count[frequent])]]
+    made: list[list[tuple[Items, NDArray[np.int64]]]] = [
+        [(frequent[:, None].astype(np.int32), table.item_count[frequent])]
+    ]
     found = len(frequent)
     for depth in range(2, min(max_depth, table.n_attributes) + 1):
         parents = _stack([items for items, _ in made[-1]], depth - 1)
@@ -165,10 +174,10 @@ def enumerate_slices(
         raise _too_large(max(estimate, found), max_slices, min_count, max_depth)
 
     sizes = [sum(len(count) for _, count in chunks) for chunks in made]
-    items, counts = _columns(made, found, max_depth, watch)
+    items, counts = _columns(made, found, max_depth, item_type(int(table.offsets[-1])), watch)
     scored, total = _no_scores(found) if planes is None else _score(table, items, sizes, planes, watch)
     watch.finish()
-    return Slices(items, counts, scored, total)
+    return Slices(items, counts, scored.astype(np.int32), total)
 
 
 def score_slices(
@@ -294,11 +303,15 @@ def _stack(chunks: list[Items], depth: int) -> Items:
 
 
 def _columns(
-    made: list[list[tuple[Items, NDArray[np.int64]]]], found: int, max_depth: int, watch: _Watch
-) -> tuple[Items, NDArray[np.int64]]:
+    made: list[list[tuple[Items, NDArray[np.int64]]]],
+    found: int,
+    max_depth: int,
+    kind: type[np.int16] | type[np.int32],
+    watch: _Watch,
+) -> tuple[Items, Counts]:
     """The chunks of each depth as items (found, max_depth) and count (found,); empties `made` as it goes."""
-    items = np.empty((found, max_depth), dtype=np.int32)
-    count = np.empty(found, dtype=np.int64)
+    items = np.empty((found, max_depth), dtype=kind)
+    count = np.empty(found, dtype=np.int32)
     at = 0
     for depth, chunks in enumerate(made, start=1):
         chunks.reverse()
@@ -398,7 +411,7 @@ class _Sets:
         self._words = table.extents(needed, self.rows)
         self.chunk = max(1, _CHUNK_WORDS // max(1, word_count(self.n_rows)))
 
-    def of(self, items: NDArray[np.int32]) -> Words:
+    def of(self, items: Items) -> Words:
         """(m,) items to (m, w) words."""
         return np.take(self._words, self._line[items], axis=0)
 

@@ -210,8 +210,8 @@ def _tables(
     error_slices = pa.table(
         {
             **item_columns(items),
-            "count": pa.array(slices.count[found.index]),
-            "scored_count": pa.array(slices.scored[found.index, 0]),
+            "count": pa.array(slices.count[found.index], pa.int64()),
+            "scored_count": pa.array(slices.scored[found.index, 0], pa.int64()),
             "mean": pa.array(found.mean),
             "drop": pa.array(found.drop),
             "parent_drop": pa.array(found.parent_drop),

@@ -49,18 +49,18 @@ def schema_vocabulary(schema: Schema) -> Vocabulary:
     return vocabulary(schema.names(), [a.tags for a in schema.attributes])
 
 
-def tags_column(items: npt.NDArray[np.int32], words: Vocabulary) -> pa.Array:
+def tags_column(items: npt.NDArray[np.signedinteger], words: Vocabulary) -> pa.Array:
     """Items (S, D) padded with -1 as a list<struct<attribute, tag>> column, no Python object a slice."""
     return _pairs_column(items, words, [], [])
 
 
-def blame_column(items: npt.NDArray[np.int32], blame: npt.NDArray[np.float64], words: Vocabulary) -> pa.Array:
+def blame_column(items: npt.NDArray[np.signedinteger], blame: npt.NDArray[np.float64], words: Vocabulary) -> pa.Array:
     """Items and their shares of the drop, both (S, D), as a list<struct<attribute, tag, drop>> column."""
     return _pairs_column(items, words, ["drop"], [pa.array(blame[items >= 0])])
 
 
 def _pairs_column(
-    items: npt.NDArray[np.int32], words: Vocabulary, names: list[str], values: list[pa.Array]
+    items: npt.NDArray[np.signedinteger], words: Vocabulary, names: list[str], values: list[pa.Array]
 ) -> pa.Array:
     held = items >= 0
     flat = pa.array(items[held].astype(np.int64))
@@ -70,7 +70,7 @@ def _pairs_column(
     return pa.ListArray.from_arrays(pa.array(offsets), pairs)
 
 
-def doubtful_column(items: npt.NDArray[np.int32], words: Vocabulary, doubtful: Set[str]) -> pa.Array:
+def doubtful_column(items: npt.NDArray[np.signedinteger], words: Vocabulary, doubtful: Set[str]) -> pa.Array:
     """Those of the `doubtful` attributes that each slice of items (S, D) has, as a list<string> column."""
     named = _names_one_of(items, words, doubtful)
     values = words.attributes.take(pa.array(items[named].astype(np.int64)))
@@ -78,12 +78,14 @@ def doubtful_column(items: npt.NDArray[np.int32], words: Vocabulary, doubtful: S
     return pa.ListArray.from_arrays(pa.array(offsets), values)
 
 
-def doubtful_counts(items: npt.NDArray[np.int32], words: Vocabulary, doubtful: Set[str]) -> npt.NDArray[np.int64]:
+def doubtful_counts(
+    items: npt.NDArray[np.signedinteger], words: Vocabulary, doubtful: Set[str]
+) -> npt.NDArray[np.int64]:
     """(S,), how many of the `doubtful` attributes each slice of items (S, D) has."""
     return np.asarray(_names_one_of(items, words, doubtful).sum(axis=1), dtype=np.int64)
 
 
-def _names_one_of(items: npt.NDArray[np.int32], words: Vocabulary, doubtful: Set[str]) -> npt.NDArray[np.bool_]:
+def _names_one_of(items: npt.NDArray[np.signedinteger], words: Vocabulary, doubtful: Set[str]) -> npt.NDArray[np.bool_]:
     """(S, D), the pairs whose attribute is one of `doubtful`; no pair for padding."""
     named = np.array([attribute in doubtful for attribute in words.attributes.to_pylist()] + [False], dtype=np.bool_)
     return np.asarray(named[items])
@@ -91,7 +93,7 @@ def _names_one_of(items: npt.NDArray[np.int32], words: Vocabulary, doubtful: Set
 
 def choose(
     columns: dict[str, npt.NDArray[np.float64] | npt.NDArray[np.int64]],
-    items: npt.NDArray[np.int32],
+    items: npt.NDArray[np.signedinteger],
     words: Vocabulary,
     filter_text: str,
     order_by: str,
@@ -159,7 +161,7 @@ def _numbers(
 
 
 def _holds(
-    items: npt.NDArray[np.int32], words: Vocabulary, attributes: list[str], tags: list[str]
+    items: npt.NDArray[np.signedinteger], words: Vocabulary, attributes: list[str], tags: list[str]
 ) -> npt.NDArray[np.bool_]:
     names = np.asarray(words.attributes.to_pylist(), dtype=object)
     values = np.asarray(words.tags.to_pylist(), dtype=object)

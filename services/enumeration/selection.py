@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from services.enumeration.lattice import Slices, item_offsets
 
 _SAMPLE, _SORTED_IN = 1_000, 32  # means looked at to cut a sort into so many parts
+_AT_ONCE = 1 << 16
 
 
 def take(slices: Slices, lines: NDArray[np.int64] | NDArray[np.bool_]) -> Slices:
@@ -31,7 +32,7 @@ def holding(slices: Slices, tag_counts: ArrayLike, attribute: int | None) -> NDA
 
 
 def reordered(
-    slices: Slices, beside: NDArray[np.float64], order: NDArray[np.int64]
+    slices: Slices, beside: NDArray[np.float64], order: NDArray[np.signedinteger]
 ) -> tuple[Slices, NDArray[np.float64]]:
     """The slices at `order`, and what is told of each, (S,); in their own arrays, a column at a time, to save memory.
 
@@ -48,19 +49,26 @@ def reordered(
     return Slices(items, count, scored, total), beside[:n]
 
 
-def rank_order(slices: Slices, column: int) -> NDArray[np.int64]:
+def rank_order(slices: Slices, column: int) -> NDArray[np.signedinteger]:
     """Lines (S,): worst mean in `column` first, then larger count, then as they come; each has a scored row.
 
     Sorted in some parts, one after the other, since a sort by two keys takes room for several copies of them.
     """
-    mean = slices.total[:, column] / slices.scored[:, column]
-    some = np.sort(mean[:: max(1, len(mean) // _SAMPLE)])
+    scored, total = slices.scored[:, column], slices.total[:, column]
+
+    def mean(lines: Any) -> NDArray[np.float64]:
+        return np.asarray(total[lines] / scored[lines])
+
+    some = np.sort(mean(slice(None, None, max(1, len(slices) // _SAMPLE))))
     edges = np.unique(some[:: max(1, len(some) // _SORTED_IN)])  # equal means are in one part
-    part = np.searchsorted(edges, mean, side="right").astype(np.uint8)
-    order = np.empty(len(mean), dtype=np.int64)
+    part = np.empty(len(slices), dtype=np.uint8)
+    for start in range(0, len(slices), _AT_ONCE):
+        here = slice(start, start + _AT_ONCE)
+        part[here] = np.searchsorted(edges, mean(here), side="right")
+    order = np.empty(len(slices), dtype=np.min_scalar_type(-len(slices) - 1))  # four bytes each for a million
     start = 0
     for p in range(len(edges) + 1):
         lines = np.flatnonzero(part == p)
-        order[start : start + len(lines)] = lines[np.lexsort((-slices.count[lines], mean[lines]))]  # stable
+        order[start : start + len(lines)] = lines[np.lexsort((-slices.count[lines], mean(lines)))]  # stable
         start += len(lines)
     return order

@@ -83,7 +83,8 @@ def enumerate_artifact(
     )
     schema = pa.schema([*((f"item_{i}", pa.int32()) for i in range(max_depth)), ("count", pa.int64())])
     batches = (
-        pa.record_batch([*item_columns(chunk.items).values(), pa.array(chunk.count)], schema=schema) for chunk in chunks
+        pa.record_batch([*item_columns(chunk.items).values(), pa.array(chunk.count, pa.int64())], schema=schema)
+        for chunk in chunks
     )
     slice_count = artifacts.write_batches(name, "slices", schema, batches)
     metrics.SLICES.inc(slice_count)
@@ -236,9 +237,9 @@ def _table_schema(score_columns: tuple[str, ...]) -> pa.Schema:
 def _table_batch(
     found: lattice.Slices, words: Vocabulary, schema: pa.Schema, judged: list[npt.NDArray[np.float64]]
 ) -> pa.RecordBatch:
-    columns = [tags_column(found.items, words), pa.array(found.count)]
+    columns = [tags_column(found.items, words), pa.array(found.count, pa.int64())]
     for k in range(found.total.shape[1]):
         scored, total = found.scored[:, k], found.total[:, k]
         mean = np.divide(total, scored, out=np.full(len(total), np.nan), where=scored > 0)
-        columns += [pa.array(scored), pa.array(mean, from_pandas=True)]  # no scored row: null
+        columns += [pa.array(scored, pa.int64()), pa.array(mean, from_pandas=True)]  # no scored row: null
     return pa.record_batch([*columns, *map(pa.array, judged)], schema=schema)

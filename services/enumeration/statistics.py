@@ -15,7 +15,7 @@ from scipy.special import erfcx, expit, gammaln, ndtr, ndtri_exp
 
 from services.enumeration.engine import error_slices
 from services.enumeration.error_slices import find_error_slices
-from services.enumeration.lattice import Codes, Items, Slices, score_slices
+from services.enumeration.lattice import Codes, Counts, Items, Slices, score_slices
 from shared.errors import invalid
 
 Floats = NDArray[np.float64]
@@ -41,10 +41,10 @@ def slice_significance(slices: Slices, column: int, scores: Floats, *, min_score
     return p, q_values(p)
 
 
-def p_values(scores: Floats, scored: NDArray[np.int64], total: Floats) -> Floats:
+def p_values(scores: Floats, scored: NDArray[np.signedinteger], total: Floats) -> Floats:
     """One-sided p-value (S,) of each slice: how likely `scored` random instances sum to `total` or less.
 
-    scores: (N,) float64 of the whole dataset, NaN where not scored. scored: (S,) int64 and total: (S,) float64, the
+    scores: (N,) float64 of the whole dataset, NaN where not scored. scored: (S,) integers and total: (S,) float64, the
     scored instances of each slice and the sum of their scores. NaN where `scored` is 0.
 
     Scores of two values (accuracy 0/1): the exact hypergeometric lower tail
@@ -67,7 +67,7 @@ def p_values(scores: Floats, scored: NDArray[np.int64], total: Floats) -> Floats
         return out
     if scored.max() > known.size:
         raise invalid("scored", f"a slice has {scored.max()} scored instances, the dataset {known.size}")
-    n, s = scored[has], total[has]
+    n, s = scored[has].astype(np.int64), total[has]
     low, high = known.min(), known.max()
     if low == high:
         out[has] = 1.0
@@ -361,7 +361,7 @@ class Confirmation:
     """
 
     items: Items
-    found_scored: NDArray[np.int64]
+    found_scored: Counts
     found_mean: Floats
     held_scored: NDArray[np.int64]
     held_mean: Floats

@@ -153,16 +153,18 @@ def _equal(typing_context: Any, codes: Any, a: Any, code: Any) -> Any:
 
 
 def _put_line(typing_context: Any, out: Any, at: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
-    """out[at..at+3] = a, b, c, d in one store; out: flat int32."""
+    """out[at..at+3] = a, b, c, d in one store; out: flat int16 or int32."""
     signature = types.void(out, types.int64, types.int32, types.int32, types.int32, types.int32)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        short = ir.VectorType(ir.IntType(32), SHORT)
+        kind = ir.IntType(signature.args[0].dtype.bitwidth)
+        short = ir.VectorType(kind, SHORT)
         vector = ir.Constant(short, ir.Undefined)
         for lane, item in enumerate(arguments[2:]):
+            item = builder.trunc(item, kind) if kind.width < item.type.width else item
             vector = builder.insert_element(vector, item, ir.Constant(ir.IntType(32), lane))
         target = _address(context, builder, signature.args[0], arguments[0], arguments[1])
-        builder.store(vector, builder.bitcast(target, short.as_pointer()), align=4)
+        builder.store(vector, builder.bitcast(target, short.as_pointer()), align=kind.width // 8)
         return context.get_dummy_value()
 
     return signature, generate

@@ -19,7 +19,7 @@ from services.enumeration.bitset_kernel import BitSets
 from services.enumeration.emission import Lines
 from services.enumeration.encoding import Encoded, encode
 from services.enumeration.joint_kernel import JointTables
-from services.enumeration.lattice import Codes, Slices, estimate_slices
+from services.enumeration.lattice import Codes, Counts, Slices, estimate_slices, item_type
 from services.enumeration.level import Level, level_of
 from services.enumeration.row_list_kernel import RowLists
 from services.enumeration.selection import holding, take
@@ -29,6 +29,7 @@ from shared.errors import TooLarge, invalid
 CHUNK_SLICES = 1 << 16  # about as many slices as one piece of work yields at most
 LEAST_NANOSECONDS, MOST_NANOSECONDS = 4e5, 20e6  # that it takes, about
 NO_ITEM = np.zeros(2, dtype=np.int64)
+Prefixes = tuple[NDArray[np.int32], NDArray[Any]]  # positions of items (P, d), and rows of each
 
 
 class Kernel(Protocol):
@@ -87,9 +88,9 @@ class Walk:
         self._must = None if must_hold is None else self.table.firsts[must_hold : must_hold + 2]
         if self._must is not None and self._must[0] == self._must[1]:
             self.depth = 0  # no slice holds it
-        self.most = _most_slices(self.table.widths, self.depth, self.table.n_rows // min_count)
+        self._most = _most_slices(self.table.widths, self.depth, self.table.n_rows // min_count)
         self._estimate = 0.0
-        if self.most > max_slices and must_hold is None:
+        if self._most.sum() > max_slices and must_hold is None:
             self._estimate = looking(
                 watch, partial(estimate_slices, codes, tag_counts, min_count=min_count, max_depth=max_depth, seed=0)
             )
@@ -102,7 +103,7 @@ class Walk:
         gathered = Gathered(self)
         with Crew(threads, self._watch) as crew:
             for chunk, _, give in self._chunks(crew, None):
-                crew.aside(gathered.adding(chunk), give)
+                crew.aside(gathered.adding(chunk, give))
         return gathered.slices()
 
     def borrowed(self, threads: int, judge: Judge | None = None) -> Iterator[tuple[Slices, Any]]:
@@ -125,7 +126,7 @@ class Walk:
                 judge.begin(depth)
             is_prefix = 1 < depth <= self.depth - 2
             whole = depth < self.depth if judge is not None else depth <= self.depth - 2
-            made: list[tuple[NDArray[np.int32], NDArray[np.int64]]] = []
+            made: list[tuple[NDArray[np.int32], Counts]] = []
             for chunk, verdict, give in self._depth_of(crew, depth, prefixes[depth - 2], whole, judge):
                 if is_prefix:
                     made.append((self.table.position[chunk.items[:, :depth]], chunk.count.copy()))
@@ -139,25 +140,30 @@ class Walk:
                 else:
                     give()
             if depth == 1:
-                prefixes[1] = (np.arange(self.table.n_items, dtype=np.int32)[:, None], self.table.item_count)
+                prefixes[1] = self._items_as_prefixes()
             elif is_prefix:
                 items = [items for items, _ in made] or [np.zeros((0, depth), dtype=np.int32)]
-                counts = [count for _, count in made] or [np.zeros(0, dtype=np.int64)]
+                counts = [count for _, count in made] or [np.zeros(0, dtype=np.int32)]
                 prefixes.append((np.ascontiguousarray(np.concatenate(items)), np.concatenate(counts)))
         self._watch.finish()
 
-    @property
-    def most_lines(self) -> int:
-        return int(min(self.most, self._max_slices))
+    def most_lines(self, depth: int) -> int:
+        """An upper bound of the slices of at most `depth` pairs, of a walk that is not refused."""
+        return int(min(self._most[: max(depth, 0)].sum(), self._max_slices))
 
-    def _root(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    def lines(self, capacity: int) -> Lines:
+        """Room for so many slices of this walk."""
+        table = self.table
+        return Lines(capacity, self.width, len(table.position), len(table.columns), table.any_unscored)
+
+    def _root(self) -> Prefixes:
         return np.zeros((1, 0), dtype=np.int32), np.array([self.table.n_rows])
 
     def _depth_of(
         self,
         crew: Crew,
         depth: int,
-        prefixes: tuple[NDArray[np.int32], NDArray[np.int64]],
+        prefixes: Prefixes,
         whole: bool,
         judge: Judge | None,
     ) -> Iterator[tuple[Slices, Any, Callable[[], None]]]:
@@ -167,14 +173,12 @@ class Walk:
             chunk = self._single()
             yield chunk, judge.of(depth, chunk) if judge is not None else None, lambda: None
             return
-        level = level_of(
-            table, depth, *prefixes, self._min_count, NO_ITEM if whole or self._must is None else self._must
-        )
+        level = self._level(depth, prefixes, whole)
         most = level.most_slices()
         if not most.any():
             return
         # Two pairs are counted as three will be, so that the table is encoded for one kernel.
-        decides = self._level_of_three() if depth == 2 < self.depth else level
+        decides = self._level(3, self._items_as_prefixes(), whole=True) if depth == 2 < self.depth else level
         kernel = min(self._kernels, key=lambda kernel: float(kernel.cost(decides).sum()))
         cost = kernel.cost(level)
         share = float(cost.sum()) / (4 * crew.threads)
@@ -190,7 +194,7 @@ class Walk:
         self._watch.total += len(pieces)
         largest = 0 if together is None else math.ceil(np.add.reduceat(most, together[:-1]).max())
         capacity = max(CHUNK_SLICES, table.n_items, largest)
-        room = Idle(lambda: Lines(capacity, self.width, len(table.columns), table.any_unscored))
+        room = Idle(partial(self.lines, capacity))
 
         def work(piece: NDArray[np.int64]) -> tuple[Lines, Slices, Any]:
             lines = room.take()
@@ -201,22 +205,24 @@ class Walk:
             self._watch.done += 1
             yield chunk, verdict, partial(room.give, lines)
 
-    def _level_of_three(self) -> Level:
-        table = self.table
-        items = np.arange(table.n_items, dtype=np.int32)[:, None]
-        return level_of(table, 3, items, table.item_count, self._min_count, NO_ITEM)
+    def _level(self, depth: int, prefixes: Prefixes, whole: bool) -> Level:
+        must = NO_ITEM if whole or self._must is None else self._must
+        return level_of(self.table, depth, *prefixes, self._min_count, must)
+
+    def _items_as_prefixes(self) -> Prefixes:
+        return np.arange(self.table.n_items, dtype=np.int32)[:, None], self.table.item_count
 
     def _single(self) -> Slices:
         """The slices of one pair."""
         table = self.table
-        items = np.full((table.n_items, self.width), -1, dtype=np.int32)
+        items = np.full((table.n_items, self.width), -1, dtype=item_type(len(table.position)))
         items[:, 0] = table.item_ids
-        scored = np.array(table.item_scored, dtype=np.int64).reshape(len(table.columns), table.n_items).T
+        scored = np.array(table.item_scored, dtype=np.int32).reshape(len(table.columns), table.n_items).T
         total = np.zeros((table.n_items, len(table.columns)))
         for k, column in enumerate(table.columns):
             for part, sums in zip(column.parts, table.item_sums[k], strict=True):
                 total[:, k] += sums * part.weight
-        return Slices(items, table.item_count, scored, total)
+        return Slices(items, table.item_count.astype(np.int32), scored, total)
 
     def holds(self, chunk: Slices) -> NDArray[np.bool_]:
         """Which slices of `chunk` have the attribute that must be there."""
@@ -225,8 +231,8 @@ class Walk:
     def no_room(self) -> TooLarge:
         """The system gives no memory for the most slices that there may be."""
         return TooLarge(
-            f"up to {self.most_lines:,} slices with min_count {self._min_count} and max_depth {self.width} would not "
-            "fit in memory; raise min_count, lower max_depth, or allow fewer slices",
+            f"up to {self.most_lines(self.depth):,} slices with min_count {self._min_count} and max_depth "
+            f"{self.width} would not fit in memory; raise min_count, lower max_depth, or allow fewer slices",
             metadata={"limit": str(self._max_slices)},
         )
 
@@ -242,20 +248,19 @@ class Gathered:
     """Slices of a walk in one piece, as they come."""
 
     def __init__(self, walk: Walk) -> None:
-        table = walk.table
-        self._any_unscored = table.any_unscored
+        self._any_unscored = walk.table.any_unscored
         # Pages that are never written to take no memory, so there is room for the most there can be.
         try:
-            self._lines = Lines(walk.most_lines, walk.width, len(table.columns), table.any_unscored)
-            self.beside = np.empty(walk.most_lines)  # for what is told of each
+            self._lines = walk.lines(walk.most_lines(walk.depth))
+            self.beside = np.empty(len(self._lines.count))  # for what is told of each
         except MemoryError:
             raise walk.no_room() from None
         self.found = 0
 
     def add(self, chunk: Slices) -> None:
-        self.adding(chunk)()
+        self.adding(chunk, lambda: None)()
 
-    def adding(self, chunk: Slices) -> Callable[[], None]:
+    def adding(self, chunk: Slices, then: Callable[[], None]) -> Callable[[], None]:
         """Give `chunk` its place; what is returned copies it there."""
         lines, here = self._lines, slice(self.found, self.found + len(chunk))
         self.found += len(chunk)
@@ -264,6 +269,7 @@ class Gathered:
             lines.items[here], lines.count[here], lines.total[here] = chunk.items, chunk.count, chunk.total
             if self._any_unscored:
                 lines.scored[here] = chunk.scored
+            then()
 
         return copy
 
@@ -272,14 +278,15 @@ class Gathered:
         return _first(self._lines, self.found, self._any_unscored)
 
 
-def _most_slices(widths: NDArray[np.int64], max_depth: int, full: int) -> float:
-    """An upper bound of the slices: combinations of frequent items, and at most `full` a combination of attributes."""
+def _most_slices(widths: NDArray[np.int64], max_depth: int, full: int) -> NDArray[np.float64]:
+    """An upper bound of the slices of each number of pairs, 1 to `max_depth` (D,): combinations of frequent items, and
+    at most `full` a combination of attributes."""
     by_depth = np.zeros(max_depth + 1)
     by_depth[0] = 1.0
     for width in widths:
         by_depth[1:] += by_depth[:-1] * width
     attributes = int((widths > 0).sum())
-    return float(sum(min(by_depth[d], math.comb(attributes, d) * full) for d in range(1, max_depth + 1)))
+    return np.array([float(min(by_depth[d], math.comb(attributes, d) * full)) for d in range(1, max_depth + 1)])
 
 
 def _first(lines: Lines, n: int, any_unscored: bool) -> Slices:

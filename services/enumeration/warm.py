@@ -21,16 +21,17 @@ from services.enumeration.level import level_of
 
 
 def warm() -> None:
-    """Call every kernel with every type of codes it is called with."""
+    """Call every kernel with every type of codes and items it is called with."""
     rng = np.random.default_rng(0)
     scores = np.where(rng.random((300, 2)) < 0.1, np.nan, rng.random((300, 2)))
-    for dtype in (np.uint8, np.uint16):
+    few, many = [3] * 5, [3] * 4 + [40_000]  # tags whose numbers fit two bytes, and some that do not
+    for dtype, tag_counts in ((np.uint8, few), (np.uint16, few), (np.uint8, many), (np.uint16, many)):
         codes = cast(Codes, rng.integers(0, 3, (300, 5)).astype(dtype))
-        table = encode(codes, [3] * 5, scores, 5)
+        table = encode(codes, tag_counts, scores, 5)
         level = level_of(table, 2, np.zeros((1, 0), dtype=np.int32), np.array([300]), 5, walk.NO_ITEM)
         for kernel in walk.KERNELS:
-            kernel(table, 2).fill(level, np.array([0, 1, 0, table.n_items]), Lines(1000, 2, 2, True))
-        engine.error_slices(codes, [3] * 5, scores, min_count=5, max_depth=3, margin=0.0)
+            kernel(table, 2).fill(level, np.array([0, 1, 0, table.n_items]), Lines(1000, 2, sum(tag_counts), 2, True))
+        engine.error_slices(codes, tag_counts, scores, min_count=5, max_depth=3, margin=0.0)
 
 
 if __name__ == "__main__":

@@ -148,15 +148,18 @@ class Crew:
         self.threads = threads
         self._watch = watch
         self._pool: ThreadPoolExecutor | None = None
-        self._aside: deque[Future[None]] = deque()
+        self._aside: deque[Callable[[], None]] = deque()
 
     def __enter__(self) -> Crew:
         return self
 
     def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
         try:
-            while self._aside and failed is None:
-                self._wait(self._aside.popleft())
+            if failed is None:
+                others = [self._pool.submit(self._tidy) for _ in range(self.threads - 1)] if self._pool else []
+                self._tidy()
+                for other in others:
+                    other.result()
         finally:
             if self._pool is not None:
                 self._pool.shutdown(wait=True, cancel_futures=True)
@@ -165,32 +168,36 @@ class Crew:
         """Results of `work` in the order of `pieces`, a few of them ahead of the reader."""
         if self.threads == 1 or len(pieces) < 2:
             for piece in pieces:
+                self._tidy()
                 self._watch.look()
                 yield work(piece)
             return
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="slices")
         ahead: deque[Future[Result]] = deque()
+
+        def tidied(piece: NDArray[np.int64]) -> Result:
+            self._tidy()
+            return work(piece)
+
         for piece in pieces:
-            ahead.append(self._pool.submit(work, piece))
-            if len(ahead) > 2 * self.threads:
+            ahead.append(self._pool.submit(tidied, piece))
+            if len(ahead) > self.threads:
                 yield self._wait(ahead.popleft())
         while ahead:
             yield self._wait(ahead.popleft())
 
-    def aside(self, *tasks: Callable[[], None]) -> None:
-        """Do `tasks`, one after the other, when a thread has time, but before the crew is left."""
+    def aside(self, task: Callable[[], None]) -> None:
+        """Have a thread do `task` before its next piece of work, or at the latest before the crew is left."""
+        self._aside.append(task)
 
-        def work() -> None:
-            for task in tasks:
-                task()
-
-        if self._pool is None:
-            work()
-            return
-        self._aside.append(self._pool.submit(work))
-        if len(self._aside) > 2 * self.threads:
-            self._wait(self._aside.popleft())
+    def _tidy(self) -> None:
+        while True:
+            try:
+                task = self._aside.popleft()
+            except IndexError:
+                return
+            task()
 
     def _wait(self, result: Future[Result]) -> Result:
         self._watch.look()

@@ -399,9 +399,9 @@ def scores_in_order(scores: pa.Table, ids: pa.StringArray) -> npt.NDArray[np.flo
     return np.asarray(pc.fill_null(values, float("nan")).to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
-def item_columns(items: npt.NDArray[np.int32]) -> dict[str, pa.Array]:
-    """Slice items (S, D) as columns item_0 … item_{D-1}."""
-    return {f"item_{i}": pa.array(np.ascontiguousarray(items[:, i])) for i in range(items.shape[1])}
+def item_columns(items: npt.NDArray[np.signedinteger]) -> dict[str, pa.Array]:
+    """Slice items (S, D) as int32 columns item_0 … item_{D-1}."""
+    return {f"item_{i}": pa.array(items[:, i].astype(np.int32)) for i in range(items.shape[1])}
 
 
 def items_of(table: pa.Table) -> npt.NDArray[np.int32]:

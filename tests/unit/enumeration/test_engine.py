@@ -157,6 +157,23 @@ def test_wide_tag_sets(kind, dtype, monkeypatch):
     assert_same(enumerate_table(table), found, table)
 
 
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize(("n_items", "kind"), [(1 << 15, np.int16), ((1 << 15) + 1, np.int32)])
+@pytest.mark.parametrize("values", [2, 100])
+def test_items_are_as_narrow_as_their_number_allows(n_items, kind, values):
+    rng = np.random.default_rng(3)
+    tag_counts = np.array([3, n_items - 6, 3])
+    codes = rng.integers(0, 3, (200, 3)).astype(np.uint16)
+    codes[codes[:, 1] == 2, 1] = n_items - 7  # the last tag, and its items are followed by the largest of all
+    table = Table(codes, tag_counts, rng.integers(0, values, (200, 1)) / (values - 1), 2, 3)
+    slices = enumerate_table(table)
+    assert slices.items.dtype == kind
+    assert slices.items.max() == n_items - 1
+    assert_same(slices, algorithm_3(codes, tag_counts, 2, 3), table)
+    on_numpy = lattice.enumerate_slices(codes, tag_counts, table.scores, min_count=2, max_depth=3)
+    assert [getattr(on_numpy, name).dtype for name in NAMES] == [getattr(slices, name).dtype for name in NAMES]
+
+
 def test_the_cheapest_kernel_is_taken(monkeypatch):
     """0/1 scores go to bit sets, real scores to joint tables, wide tag sets to row lists."""
     used = set()
@@ -199,8 +216,8 @@ def test_shapes_and_dtypes():
     slices = engine.enumerate_slices(codes, tag_counts, np.repeat(scores, 2, axis=1), min_count=5, max_depth=6)
     assert slices.items.shape == (len(slices), 6)
     assert (slices.items[:, 3:] == -1).all()
-    assert (slices.items.dtype, slices.count.dtype) == (np.int32, np.int64)
-    assert (slices.scored.dtype, slices.total.dtype) == (np.int64, np.float64)
+    assert (slices.items.dtype, slices.count.dtype) == (np.int16, np.int32)
+    assert (slices.scored.dtype, slices.total.dtype) == (np.int32, np.float64)
     assert slices.scored.shape == slices.total.shape == (len(slices), 2)
     bare = engine.enumerate_slices(codes, tag_counts, None, min_count=5, max_depth=6)
     assert bare.scored.shape == bare.total.shape == (len(slices), 0)
@@ -297,10 +314,10 @@ class TestLimits:
 
     def test_the_bound_that_spares_an_estimate_is_one(self):
         for max_depth in (1, 2, 3):
-            most = walk.Walk(self.codes, self.tag_counts, None, 5, max_depth, None, 10**9, walk.Watch(None, None)).most
-            assert most >= len(
-                engine.enumerate_slices(self.codes, self.tag_counts, None, min_count=5, max_depth=max_depth)
-            )
+            bound = walk.Walk(self.codes, self.tag_counts, None, 5, max_depth, None, 10**9, walk.Watch(None, None))
+            found = engine.enumerate_slices(self.codes, self.tag_counts, None, min_count=5, max_depth=max_depth)
+            for depth in range(max_depth + 1):
+                assert bound.most_lines(depth) >= ((found.items >= 0).sum(axis=1) <= depth).sum()
 
     @pytest.mark.parametrize("threads", [1, 2])
     def test_cancelling_stops_the_work_at_any_moment(self, monkeypatch, threads):

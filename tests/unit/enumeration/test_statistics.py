@@ -81,6 +81,12 @@ class TestExactTail:
         expected = scipy.stats.hypergeom.cdf(k, population, hits, n)
         np.testing.assert_allclose(hypergeometric_tail(population, hits, n, k), expected, rtol=1e-7, atol=1e-300)
 
+    def test_counts_that_fit_four_bytes_but_not_with_those_of_the_whole(self):
+        scores = (np.arange(100_000) % 5 > 0).astype(float)
+        drawn, right = np.array([70_000, 10]), np.array([55_000, 5])
+        narrow = p_values(scores, drawn.astype(np.int32), right.astype(float))
+        np.testing.assert_array_equal(narrow, hypergeometric_tail(100_000, 80_000, drawn, right))
+
     def test_far_tails_do_not_vanish(self):
         p = hypergeometric_tail(7_057, 5_504, np.array([500]), np.array([250]))[0]
         assert p == pytest.approx(scipy.stats.hypergeom.cdf(250, 7_057, 5_504, 500), rel=1e-8)
