@@ -561,17 +561,18 @@ class BitSets:
         pairs = np.empty((n_fields, table.n_items if self._fits_together else 0, stride), dtype=np.int32)
         return words, lines, totals, pairs, table.n_rows
 
+    def prepare(self) -> None:
+        _ = self._packed
+
     def fill(self, level: Level, unit: NDArray[np.int64], lines: Lines) -> int:
         """The slices of one piece of work to `lines`; how many."""
-        with self._lock:
-            packed = self._packed
         table, sums = self._table, self._sums
         together = self.together(level) is not None
         plain = sums.plain and lines.items.shape[1] <= SHORT
         with self._rooms.one() as room:
             found: int = fill(
-                *packed, table.attribute, table.item_ids, level.prefixes, unit, together, level.must, level.min_count,
-                sums.targets, sums.terms, sums.weights, plain, *room,
+                *self._packed, table.attribute, table.item_ids, level.prefixes, unit, together, level.must,
+                level.min_count, sums.targets, sums.terms, sums.weights, plain, *room,
                 lines.items, lines.count, lines.scored, lines.total,
             )  # fmt: skip
         if level.depth == 2:

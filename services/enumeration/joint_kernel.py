@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property, partial
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -260,14 +259,15 @@ def _local_groups(bounds: Any, cells: Any, divisors: Any, group_of: Any, last: i
 
 @compiled
 def fill(
-    codes: Any, values: Any, most: Any, all_words: Any, all_places: Any, bounds: Any, group_cells: Any, group_of: Any,
-    sizes: Any, divisors: Any, widths: Any, tags: Any, firsts: Any, attribute: Any, item_ids: Any,
+    tags: Any, codes: Any, values: Any, most: Any, all_words: Any, all_places: Any, bounds: Any, group_cells: Any,
+    group_of: Any, sizes: Any, divisors: Any, widths: Any, firsts: Any, attribute: Any, item_ids: Any,
     prefixes: Any, unit: Any, by_three: int, must: Any, min_count: int, targets: Any, terms: Any, weights: Any,
     stack: Any, stack_rows: Any, some_codes: Any, local: Any, some_words: Any, some_places: Any, pair: Any,
     tables: Any, rows: Any, more_rows: Any, block: Any, cells: Any, ranges: Any, chosen: Any, whole: Any,
     items: Any, count: Any, scored: Any, total: Any,
 ) -> int:  # fmt: skip
-    """As `bitset_kernel.fill`, by tables. codes: (G + 1, N) uint8 group codes; values, most: as of `field_values`.
+    """As `bitset_kernel.fill`, by tables. tags: (A, 256) what each group code says of an attribute, -1 for none;
+    codes: (G + 1, N) uint8 group codes; values, most: as of `field_values`.
 
     all_words, all_places: words of all rows, where they hold each field; bounds … widths: as in `Groups`;
     by_three: 1 to count the prefixes that differ in the last pair, of one group, at once; stack: (d, N) rows of each
@@ -367,9 +367,8 @@ class Groups:
     """Attributes in groups, in order: group g has those from bounds[g] to bounds[g + 1] - 1.
 
     cells: (G,) combinations of tags; group_of: (A,); sizes: (A,) tags of each attribute, one more where some row has
-    none of them; divisors: (A,) how far apart these are in the code of the group; tags: (A, 256) int16 what each code
-    says of an attribute, -1 for none; most_items: of one group; items_a_cell: the most tags that the last attributes of
-    a group have for each combination of theirs, at least 1.
+    none of them; divisors: (A,) how far apart these are in the code of the group; most_items: of one group;
+    items_a_cell: the most tags that the last attributes of a group have for each combination of theirs, at least 1.
     """
 
     bounds: NDArray[np.int64]
@@ -377,7 +376,6 @@ class Groups:
     group_of: NDArray[np.int64]
     sizes: NDArray[np.int64]
     divisors: NDArray[np.int64]
-    tags: NDArray[np.int16]
     most_items: int
     items_a_cell: int
 
@@ -413,14 +411,12 @@ def _groups(table: Encoded, rows: float) -> Groups:
     starts = np.array(bounds[:-1])
     items = table.firsts[bounds[1:]] - table.firsts[starts]
     ends = table.firsts[bounds[1:]][group_of]
-    tags = (np.arange(256) // divisors[:, None] % sizes[:, None]).astype(np.int16)
     return Groups(
         bounds=np.array(bounds),
         cells=divisors[starts] * sizes[starts],
         group_of=group_of,
         sizes=sizes,
         divisors=divisors,
-        tags=np.where(tags < table.widths[:, None], tags, np.int16(-1)),
         most_items=int(items.max(initial=1)),
         items_a_cell=math.ceil(((ends - table.firsts[:-1]) / (divisors * sizes)).max(initial=1.0)),
     )
@@ -455,7 +451,6 @@ class JointTables:
         share = float(table.item_count.mean()) / table.n_rows if table.n_items else 0.0
         rows = table.n_rows * share ** max(0, max_depth - 3)
         self._groups = _groups(table, rows)
-        self._lock = Lock()
         self._plans: dict[int, Plan] = {}
         self._rooms = Idle(partial(_room, table, max_depth, self._groups, self._sums.n_fields))
 
@@ -504,8 +499,11 @@ class JointTables:
 
     @cached_property
     def _encoded(self) -> tuple[Any, ...]:
-        """Group codes, values and their largest, words of all rows and their places: as `fill` takes them."""
+        """What each group code says of an attribute (A, 256), -1 for none; group codes, values and their largest, words
+        of all rows and their places: as `fill` takes them."""
         table, groups = self._table, self._groups
+        tags = (np.arange(256) // groups.divisors[:, None] % groups.sizes[:, None]).astype(np.int16)
+        tags = np.where(tags < table.widths[:, None], tags, np.int16(-1))
         codes = np.empty((len(groups) + 1, table.n_rows), dtype=np.uint8)
         in_parts(
             table.n_rows,
@@ -517,19 +515,20 @@ class JointTables:
         places = np.empty((len(most), 3), dtype=np.int64)
         words = np.empty((assign_words(most, table.n_rows, places), table.n_rows), dtype=np.uint64)
         row_words(values, places, np.zeros(0, dtype=np.int32), 0, table.n_rows, words)
-        return codes, values, most, words, places
+        return tags, codes, values, most, words, places
+
+    def prepare(self) -> None:
+        _ = self._encoded
 
     def fill(self, level: Level, unit: NDArray[np.int64], lines: Lines) -> int:
         """The slices of one piece of work to `lines`; how many."""
-        with self._lock:
-            encoded = self._encoded
         table, sums, groups = self._table, self._sums, self._groups
         by_three = int(self.together(level) is not None)
         with self._rooms.one() as room:
             found: int = fill(
-                *encoded, groups.bounds, groups.cells, groups.group_of, groups.sizes, groups.divisors, table.widths,
-                groups.tags, table.firsts, table.attribute, table.item_ids, level.prefixes, unit, by_three, level.must,
-                level.min_count, sums.targets, sums.terms, sums.weights, *room,
+                *self._encoded, groups.bounds, groups.cells, groups.group_of, groups.sizes, groups.divisors,
+                table.widths, table.firsts, table.attribute, table.item_ids, level.prefixes, unit, by_three,
+                level.must, level.min_count, sums.targets, sums.terms, sums.weights, *room,
                 lines.items, lines.count, lines.scored, lines.total,
             )  # fmt: skip
         return found

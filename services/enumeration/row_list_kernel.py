@@ -7,7 +7,6 @@ left. Only tags that occur are touched, and only those are cleared again.
 from __future__ import annotations
 
 from functools import cached_property, partial
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -201,7 +200,6 @@ class RowLists:
     def __init__(self, table: Encoded, max_depth: int) -> None:
         self._table = table
         self._sums = sums_of(table.columns, table.any_unscored, as_planes=False)
-        self._lock = Lock()
         self._rooms = Idle(partial(_room, table, max(1, max_depth - 2), self._sums.n_fields))
 
     def can(self) -> bool:
@@ -221,10 +219,12 @@ class RowLists:
     def together(self, level: Level) -> None:
         """Each prefix is counted by itself."""
 
+    def prepare(self) -> None:
+        _ = self._encoded
+
     def fill(self, level: Level, unit: NDArray[np.int64], lines: Lines) -> int:
         """The slices of one piece of work to `lines`; how many."""
-        with self._lock:
-            values, most = self._encoded
+        values, most = self._encoded
         table, sums = self._table, self._sums
         with self._rooms.one() as room:
             found: int = fill(

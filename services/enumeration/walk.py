@@ -40,6 +40,9 @@ class Kernel(Protocol):
     def can(self) -> bool: ...
     def cost(self, level: Level) -> NDArray[np.float64]: ...
     def together(self, level: Level) -> NDArray[np.int64] | None: ...
+    def prepare(self) -> None:
+        """Encode the table, on all cores; to be done before threads fill."""
+
     def fill(self, level: Level, unit: NDArray[np.int64], lines: Lines) -> int: ...
 
 
@@ -180,6 +183,7 @@ class Walk:
         # Two pairs are counted as three will be, so that the table is encoded for one kernel.
         decides = self._level(3, self._items_as_prefixes(), whole=True) if depth == 2 < self.depth else level
         kernel = min(self._kernels, key=lambda kernel: float(kernel.cost(decides).sum()))
+        kernel.prepare()
         cost = kernel.cost(level)
         share = float(cost.sum()) / (4 * crew.threads)
         together = kernel.together(level)
@@ -281,10 +285,10 @@ class Gathered:
 def _most_slices(widths: NDArray[np.int64], max_depth: int, full: int) -> NDArray[np.float64]:
     """An upper bound of the slices of each number of pairs, 1 to `max_depth` (D,): combinations of frequent items, and
     at most `full` a combination of attributes."""
-    by_depth = np.zeros(max_depth + 1)
-    by_depth[0] = 1.0
-    for width in widths:
-        by_depth[1:] += by_depth[:-1] * width
+    by_depth = [1.0] + [0.0] * max_depth
+    for width in widths.tolist():
+        for d in range(max_depth, 0, -1):
+            by_depth[d] += by_depth[d - 1] * width
     attributes = int((widths > 0).sum())
     return np.array([float(min(by_depth[d], math.comb(attributes, d) * full)) for d in range(1, max_depth + 1)])
 

@@ -8,7 +8,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from functools import cache
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,14 +95,25 @@ def _reach(a: NDArray[np.float64], start: int, most_a: float, b: NDArray[np.floa
     return int(min(np.searchsorted(a, base_a + most_a, "right"), np.searchsorted(b, base_b + most_b, "right")))
 
 
+@cache
+def pool(threads: int) -> ThreadPoolExecutor:
+    """So many threads, for all who ask: to start one takes as long as a piece of work. What they do must not wait."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="slices")
+
+
 def in_parts(n_rows: int, work: Callable[[int, int], Result]) -> list[Result]:
     """What `work` returns for rows begin to end - 1, of which there are as many parts as cores where rows are many."""
     n_parts = core_count() if n_rows > _ROWS_FOR_ONE else 1
     bounds = [n_rows * p // n_parts for p in range(n_parts + 1)]
-    if n_parts == 1:
-        return [work(0, n_rows)]
-    with ThreadPoolExecutor(n_parts) as pool:
-        return list(pool.map(work, bounds[:-1], bounds[1:]))
+    others = [pool(n_parts).submit(work, *bounds[p : p + 2]) for p in range(1, n_parts)]
+    try:
+        results = [work(0, bounds[1])]
+        for p, other in enumerate(others, start=1):
+            # Whoever calls this may be one of these threads, and hold up the rest: what none has begun is done here.
+            results.append(work(*bounds[p : p + 2]) if other.cancel() else other.result())
+        return results
+    finally:
+        wait([other for other in others if not other.cancel()])
 
 
 class Idle(Generic[Result]):
@@ -147,7 +159,7 @@ class Crew:
     def __init__(self, threads: int, watch: Watch) -> None:
         self.threads = threads
         self._watch = watch
-        self._pool: ThreadPoolExecutor | None = None
+        self._ahead: deque[Future[Any]] = deque()
         self._aside: deque[Callable[[], None]] = deque()
 
     def __enter__(self) -> Crew:
@@ -156,36 +168,32 @@ class Crew:
     def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
         try:
             if failed is None:
-                others = [self._pool.submit(self._tidy) for _ in range(self.threads - 1)] if self._pool else []
+                for _other in range(min(self.threads, len(self._aside)) - 1):
+                    self._ahead.append(pool(self.threads).submit(self._tidy))
                 self._tidy()
-                for other in others:
-                    other.result()
+                while self._ahead:
+                    self._ahead.popleft().result()
         finally:
-            if self._pool is not None:
-                self._pool.shutdown(wait=True, cancel_futures=True)
+            wait([future for future in self._ahead if not future.cancel()])
 
     def each(self, pieces: list[NDArray[np.int64]], work: Callable[[NDArray[np.int64]], Result]) -> Iterator[Result]:
         """Results of `work` in the order of `pieces`, a few of them ahead of the reader."""
-        if self.threads == 1 or len(pieces) < 2:
-            for piece in pieces:
-                self._tidy()
-                self._watch.look()
-                yield work(piece)
-            return
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="slices")
-        ahead: deque[Future[Result]] = deque()
 
         def tidied(piece: NDArray[np.int64]) -> Result:
             self._tidy()
             return work(piece)
 
+        if self.threads == 1 or len(pieces) < 2:
+            for piece in pieces:
+                self._watch.look()
+                yield tidied(piece)
+            return
         for piece in pieces:
-            ahead.append(self._pool.submit(tidied, piece))
-            if len(ahead) > self.threads:
-                yield self._wait(ahead.popleft())
-        while ahead:
-            yield self._wait(ahead.popleft())
+            self._ahead.append(pool(self.threads).submit(tidied, piece))
+            if len(self._ahead) > self.threads:
+                yield self._wait(self._ahead.popleft())
+        while self._ahead:
+            yield self._wait(self._ahead.popleft())
 
     def aside(self, task: Callable[[], None]) -> None:
         """Have a thread do `task` before its next piece of work, or at the latest before the crew is left."""
@@ -200,7 +208,7 @@ class Crew:
             task()
 
     def _wait(self, result: Future[Result]) -> Result:
-        self._watch.look()
         while not wait((result,), timeout=_LOOK_SECONDS).done:
             self._watch.look()
+        self._watch.look()
         return result.result()
