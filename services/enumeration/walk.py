@@ -26,7 +26,7 @@ from services.enumeration.selection import holding, take
 from services.enumeration.work_units import Crew, Idle, Watch, cut, looking
 from shared.errors import TooLarge, invalid
 
-CHUNK_SLICES = 1 << 16  # about as many slices as one piece of work yields at most
+CHUNK_SLICES = 1 << 17  # about as many slices as one piece of work yields at most
 LEAST_NANOSECONDS, MOST_NANOSECONDS = 4e5, 20e6  # that it takes, about
 NO_ITEM = np.zeros(2, dtype=np.int64)
 Prefixes = tuple[NDArray[np.int32], NDArray[Any]]  # positions of items (P, d), and rows of each

@@ -25,7 +25,7 @@ from services.enumeration.engine import enumerate_slices, error_slices
 from services.enumeration.lattice import enumerate_slices as algorithm_3
 from services.enumeration.warm import warm
 from tests.load import samples
-from tests.load.contest import AGAIN_S, Outcome, contest
+from tests.load.contest import AGAIN_S, STEADY_S, Outcome, contest
 from tests.load.found import Found, keys_of
 from tests.load.machine import limits, peak_of, written
 from tests.load.page import made_by, seconds, table, write_section
@@ -119,8 +119,9 @@ def _page(plan: Plan) -> list[str]:
         f"take turns, each in its own process, up to {plan.rounds} times until {plan.enough_s:.0f} s are used. Ours "
         "runs through the service's entry point and includes sums and output arrays; making a rival's input and "
         "reading its result are not counted, and Python's garbage collector is off while it runs. A run of "
-        f"less than {AGAIN_S:.0f} s is made again at once and that one counts, for everybody: this machine gives pages "
-        "that are free for two seconds back to its host, and has them again at forty times the price. Tools marked * "
+        f"less than {AGAIN_S:.0f} s is made again at once, and again until {STEADY_S} s are used, and the median of "
+        "these is its time, for everybody: this machine gives pages that are free for two seconds back to its host, "
+        "and has them again at forty times the price, and its cores are slow when they were idle. Tools marked * "
         "use one core and are slow: they run once, after the others, two at a time. Whoever takes more than "
         f"{plan.limit_s:.0f} s is stopped. "
         '"Same" says that all slices and counts (and sums, where it gives them) equal ours.',
@@ -334,7 +335,7 @@ def _name(shape: Shape, given: Table) -> str:
 
 def _output_bytes(n_slices: int, max_depth: int) -> int:
     """Bytes of items, count and one sum."""
-    return n_slices * (4 * max_depth + 8 + 8)
+    return n_slices * (2 * max_depth + 4 + 8)
 
 
 def _cores() -> int:

@@ -25,7 +25,7 @@ from tests.load.samples import Disagreement
 from tests.load.shapes import Table, paper_table
 
 _SPAWN = multiprocessing.get_context("spawn")  # a rival's threads and imports stay its own
-AGAIN_S = 10.0
+AGAIN_S, STEADY_S = 10.0, 0.5
 _AT_ONCE = 2  # slow rivals, a core each
 _READ_LIMIT_S = 300.0  # for making its input and for reading its result, neither of which counts
 
@@ -59,8 +59,9 @@ def contest(
 
     A rival that has run `enough_s` in all drops out of the later rounds, and one that takes longer than `limit_s` is
     killed. Slow ones, which use one core, run once, after the others, two at a time. A run of less than AGAIN_S is made
-    again at once and that one counts: a virtual machine that gives free pages back to its host gets them again at forty
-    times the price, which is nobody's speed. Raises Disagreement when slices, counts or sums differ.
+    again at once, and again until STEADY_S are used, and the median of these counts: a virtual machine that gives free
+    pages back to its host gets them again at forty times the price, and a core that was idle is slow at first, which is
+    nobody's speed. Raises Disagreement when slices, counts or sums differ.
     """
     path = scratch / "table.npz"
     table.save(path)
@@ -165,7 +166,7 @@ def _work(pipe: Connection, name: str, path: Path, min_count: int, max_depth: in
             if took < AGAIN_S:
                 del result
                 gc.collect()
-                result, took = _timed(run)
+                result, took = _steady(run)
             pipe.send(("ran", took))
             if wanted:
                 found = read(result)
@@ -190,6 +191,17 @@ def _timed(run: Callable[[], Any]) -> tuple[Any, float]:
     start = time.perf_counter()
     result = run()
     return result, time.perf_counter() - start
+
+
+def _steady(run: Callable[[], Any]) -> tuple[Any, float]:
+    """The last result, and the median of as many runs as STEADY_S hold, or of one."""
+    result, took = _timed(run)
+    times = [took]
+    while sum(times) + took < STEADY_S:
+        del result
+        result, took = _timed(run)
+        times.append(took)
+    return result, statistics.median(times)
 
 
 def _warm(rival: Rival) -> None:
