@@ -15,6 +15,7 @@ from hibug2.v1 import enumeration_pb2 as pb
 from hibug2.v1 import enumeration_pb2_grpc as rpc
 from hibug2.v1 import slice_pb2, slice_pb2_grpc
 from services.enumeration import kubernetes_jobs, lattice, slices
+from services.enumeration.allocator import keep_freed_memory
 from services.enumeration.config import Settings
 from services.enumeration.kubernetes_jobs import Cluster, Outside
 from services.enumeration.order import Order
@@ -298,6 +299,7 @@ async def start_server(settings: Settings, cluster: Cluster | None = None) -> Ru
 
     cluster: where big enumerations are done; by default the one that the settings and this pod name.
     """
+    keep_freed_memory()
     redis = connect(settings.redis_url)
     store = Store(settings.store_url)
     cluster = kubernetes_jobs.connect(settings) if cluster is None else cluster

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from services.enumeration.allocator import keep_freed_memory
 from tests.load.found import Fingerprint, Found, fingerprint, items_of
 from tests.load.rivals import RIVALS, Rival
 from tests.load.samples import Disagreement
@@ -155,6 +156,7 @@ def _work(pipe: Connection, name: str, path: Path, min_count: int, max_depth: in
     resource.setrlimit(resource.RLIMIT_DATA, (memory * 7 // 10,) * 2)  # a rival that fills the machine fails alone
     try:
         warnings.simplefilter("ignore")  # what a rival deprecates is not news here
+        keep_freed_memory()  # as the service does
         table, rival = Table.load(path), RIVALS[name]
         run, read = rival.prepare(table, min_count, max_depth)
         _warm(rival)
