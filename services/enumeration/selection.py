@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from services.enumeration.lattice import Slices, item_offsets
 
 _SAMPLE, _SORTED_IN = 1_000, 32  # means looked at to cut a sort into so many parts
-_AT_ONCE = 1 << 16
+_AT_ONCE = 1 << 16  # slices that are given a part
 
 
 def take(slices: Slices, lines: NDArray[np.int64] | NDArray[np.bool_]) -> Slices:

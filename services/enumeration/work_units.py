@@ -171,8 +171,9 @@ class Crew:
                 for _other in range(min(self.threads, len(self._aside)) - 1):
                     self._ahead.append(pool(self.threads).submit(self._tidy))
                 self._tidy()
-                while self._ahead:
-                    self._ahead.popleft().result()
+                for future in self._ahead:
+                    if not future.cancel():
+                        future.result()
         finally:
             wait([future for future in self._ahead if not future.cancel()])
 
@@ -191,9 +192,9 @@ class Crew:
         for piece in pieces:
             self._ahead.append(pool(self.threads).submit(tidied, piece))
             if len(self._ahead) > self.threads:
-                yield self._wait(self._ahead.popleft())
+                yield self._next()
         while self._ahead:
-            yield self._wait(self._ahead.popleft())
+            yield self._next()
 
     def aside(self, task: Callable[[], None]) -> None:
         """Have a thread do `task` before its next piece of work, or at the latest before the crew is left."""
@@ -207,8 +208,9 @@ class Crew:
                 return
             task()
 
-    def _wait(self, result: Future[Result]) -> Result:
-        while not wait((result,), timeout=_LOOK_SECONDS).done:
+    def _next(self) -> Any:
+        """The first result of those ahead, which stays among them while it is waited for: a caller may cancel."""
+        while not wait((self._ahead[0],), timeout=_LOOK_SECONDS).done:
             self._watch.look()
         self._watch.look()
-        return result.result()
+        return self._ahead.popleft().result()

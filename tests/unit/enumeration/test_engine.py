@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -336,6 +337,26 @@ class TestLimits:
             left = iter([False] * (stop - 1) + [True])
             with pytest.raises(Cancelled):
                 self.run(cancelled=lambda left=left: next(left), threads=threads)
+
+    def test_requests_at_the_same_time_share_the_threads(self, monkeypatch):
+        """Also where tables are encoded in parts, and where some of the callers give up."""
+        monkeypatch.setattr("services.enumeration.work_units._LOOK_SECONDS", 0.0)
+        monkeypatch.setattr("services.enumeration.work_units._ROWS_FOR_ONE", 100)
+        monkeypatch.setattr(walk, "CHUNK_SLICES", 1 << 8)
+        expected = self.run()
+
+        def one(caller: int):
+            left = iter([False] * (caller % 5) + [True])
+            return self.run(cancelled=lambda: next(left)) if caller % 3 == 2 else self.run()
+
+        with ThreadPoolExecutor(8) as callers:
+            results = [callers.submit(one, caller) for caller in range(24)]
+        for caller, result in enumerate(results):
+            if caller % 3 == 2:
+                with pytest.raises(Cancelled):
+                    result.result()
+            else:
+                assert_equal(result.result(), expected)
 
     def test_progress_rises_to_its_total(self, monkeypatch):
         monkeypatch.setattr("services.enumeration.work_units._LOOK_SECONDS", 0.0)
