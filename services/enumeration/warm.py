@@ -24,16 +24,17 @@ def warm() -> None:
     """Call every kernel with every type of codes and items it is called with."""
     rng = np.random.default_rng(0)
     scores = np.where(rng.random((300, 2)) < 0.1, np.nan, rng.random((300, 2)))
+    right = np.round(rng.random((300, 1)))  # 0 and 1, and none missing: of types of their own
     few, many = [3] * 5, [3] * 4 + [40_000]  # tags whose numbers fit two bytes, and some that do not
     for dtype, tag_counts in ((np.uint8, few), (np.uint16, few), (np.uint8, many), (np.uint16, many)):
         codes = cast(Codes, rng.integers(0, 3, (300, 5)).astype(dtype))
-        encode(codes, tag_counts, np.round(rng.random((300, 1))), 5)  # scores of 0 and 1 are of a type of their own
         table = encode(codes, tag_counts, scores, 5)
         level = level_of(table, 2, np.zeros((1, 0), dtype=np.int32), np.array([300]), 5, walk.NO_ITEM)
         for kernel in walk.KERNELS:
             lines = Lines(1000, 2, sum(tag_counts), 2, True)
             kernel(table, 2).fill(level, np.array([0, 1, 0, table.n_items]), lines)
-        engine.error_slices(codes, tag_counts, scores, min_count=5, max_depth=3, margin=0.0)
+        for some in (scores, right):
+            engine.error_slices(codes, tag_counts, some, min_count=5, max_depth=3, margin=0.0)
 
 
 if __name__ == "__main__":
