@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from services.enumeration.error_slices import ErrorSlices, find_error_slices
 from services.enumeration.families import Look, extents_of, families, greedy_cover, how_many_fit, tag_blame
 from services.enumeration.slices import Cancelled, OnProgress, rows_of_split
 from services.enumeration.statistics import Chance, chance_of, found_by_chance, permuted_scores, slice_significance
+from services.enumeration.work_units import looking
 from shared.errors import Precondition
 from shared.names import Name
 from shared.store.artifacts import (
@@ -115,12 +117,13 @@ def rank_artifact(
     passes = Passes(2 + -(-permutations // _COLUMNS_AT_ONCE), on_progress)
     known = score_enumeration(artifacts, enumeration, model, passes.report, cancelled)
     passes.end()
-    found = find_error_slices(known.slices, 0, known.overall_mean, known.loss, margin=margin)
+    rule = partial(find_error_slices, known.slices, 0, known.overall_mean, known.loss, margin=margin)
+    found = looking(look, rule)
     look()
     min_count = int(parameters["min_count"])
-    p, q = slice_significance(known.slices, 0, known.scores, min_scored=min_count)
+    p, q = looking(look, partial(slice_significance, known.slices, 0, known.scores, min_scored=min_count))
     look()
-    chance = _chance(known, margin, permutations, seed, passes, cancelled) if permutations else None
+    chance = _chance(known, margin, permutations, seed, passes, cancelled, look) if permutations else None
     table, family_table = _tables(known, found, p, q, look)
     passes.end()
     artifacts.write_part(name, "error_slices", table)
@@ -170,13 +173,15 @@ class Passes:
         self.report(0, self._steps)
 
 
-def _chance(known: Scored, margin: float, permutations: int, seed: int, passes: Passes, cancelled: Cancelled) -> Chance:
-    shuffled = permuted_scores(known.scores, permutations, seed)
+def _chance(
+    known: Scored, margin: float, permutations: int, seed: int, passes: Passes, cancelled: Cancelled, look: Look
+) -> Chance:
+    shuffled = looking(look, partial(permuted_scores, known.scores, permutations, seed))
     counts = []
     for start in range(0, permutations, _COLUMNS_AT_ONCE):
         columns = shuffled[:, start : start + _COLUMNS_AT_ONCE]
         slices = _sums(known.table, columns, known.limits, passes.report, cancelled)
-        counts.append(found_by_chance(slices, known.overall_mean, margin=margin).counts)
+        counts.append(looking(look, partial(found_by_chance, slices, known.overall_mean, margin=margin)).counts)
         passes.end()
     return chance_of(np.concatenate(counts))
 
@@ -187,7 +192,7 @@ def _tables(
     """The error slices in rank order, and their families in the order that covers the errors soonest."""
     slices, items = known.slices, known.slices.items[found.index]
     family = np.zeros(len(items), dtype=np.int64)  # 0: beyond those that are grouped
-    blame = tag_blame(slices, 0, known.overall_mean, found.index)
+    blame = looking(look, partial(tag_blame, slices, 0, known.overall_mean, found.index))
     members: dict[int, list[int]] = {}
     cover_of: dict[int, tuple[int, float]] = {}
     surest = np.argsort(p[found.index], kind="stable")[:MAX_FAMILY_SLICES]

@@ -95,7 +95,8 @@ class Walk:
         self._estimate = 0.0
         if self._most.sum() > max_slices and must_hold is None:
             self._estimate = looking(
-                watch, partial(estimate_slices, codes, tag_counts, min_count=min_count, max_depth=max_depth, seed=0)
+                watch.look,
+                partial(estimate_slices, codes, tag_counts, min_count=min_count, max_depth=max_depth, seed=0),
             )
             if self._estimate > max_slices:
                 raise self._too_large(self._estimate)

@@ -141,16 +141,16 @@ class Idle(Generic[Result]):
         self._idle.append(thing)
 
 
-def looking(watch: Watch, work: Callable[[], Result]) -> Result:
-    """What `work` returns; a caller who wants no more does not wait for it."""
-    pool = ThreadPoolExecutor(1)
+def looking(look: Callable[[], None], work: Callable[[], Result]) -> Result:
+    """What `work` returns, several times a second asking `look`, which raises where nobody waits for it any more."""
+    other = ThreadPoolExecutor(1)
     try:
-        result = pool.submit(work)
+        result = other.submit(work)
         while not wait((result,), timeout=_LOOK_SECONDS).done:
-            watch.look()
+            look()
         return result.result()
     finally:
-        pool.shutdown(wait=False)
+        other.shutdown(wait=False)
 
 
 class Crew:

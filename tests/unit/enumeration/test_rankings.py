@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -322,7 +323,10 @@ class Ranked:
         return self.looks == self._cancel_at
 
 
-def test_a_ranking_tells_its_progress_and_stops_wherever_it_is_cancelled(servicer: SliceServicer) -> None:
+def test_a_ranking_tells_its_progress_and_stops_wherever_it_is_cancelled(
+    servicer: SliceServicer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.enumeration.work_units._LOOK_SECONDS", 60.0)  # not more often on a slow machine
     whole = Ranked(servicer, "whole")
     whole.make()
     assert all(0 <= done <= total for done, total in whole.told)
@@ -335,6 +339,29 @@ def test_a_ranking_tells_its_progress_and_stops_wherever_it_is_cancelled(service
             stopped.make()
         assert stopped.looks == at
         assert not stopped.artifacts.is_complete(stopped.name)
+
+
+@pytest.mark.parametrize(
+    "step", ["find_error_slices", "slice_significance", "permuted_scores", "found_by_chance", "tag_blame"]
+)
+def test_who_cancels_a_ranking_does_not_wait_for_a_long_step(
+    servicer: SliceServicer, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    begun, let_go = threading.Event(), threading.Event()
+
+    def long(*_: object, **__: object) -> None:
+        begun.set()
+        assert let_go.wait(60), "the ranking waited"
+
+    monkeypatch.setattr(ranking, step, long)
+    stopped = Ranked(servicer, f"in-{step.replace('_', '-')}")
+    monkeypatch.setattr(stopped, "_cancelled", begun.is_set)
+    try:
+        with pytest.raises(lattice.Cancelled):
+            stopped.make()
+    finally:
+        let_go.set()
+    assert not stopped.artifacts.is_complete(stopped.name)
 
 
 @pytest.mark.parametrize("limit", ["slices", "bytes"])
