@@ -75,9 +75,8 @@ class Lines:
 
     def __init__(self, capacity: int, max_depth: int, n_items: int, n_columns: int, any_unscored: bool) -> None:
         lines = capacity + 1  # what turns out not to be frequent is written behind the others
-        room = np.empty(
-            lines * max_depth + SHORT, dtype=item_type(n_items)
-        )  # a line is written by a store past its end
+        # Items are written four at a time, so that those of the last line may reach past it.
+        room = np.empty(lines * max_depth + SHORT, dtype=item_type(n_items))
         self.items = room[:-SHORT].reshape(lines, max_depth)
         self.count = np.empty(lines, dtype=np.int32)
         self.scored = np.empty((lines if any_unscored else 1, n_columns), dtype=np.int32)

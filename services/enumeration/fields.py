@@ -22,7 +22,7 @@ def field_values(table: Encoded) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         values += [part.values for part in column.parts]
     most = np.array([1, *(column.max(initial=1) for column in values)])
     if len(values) == 1:
-        return values[0].astype(np.int64, copy=False)[None], most  # not copied: a million rows take 8 MB
+        return values[0].astype(np.int64, copy=False)[None], most  # copied only where narrower: a million take 8 MB
     return np.array(values, dtype=np.int64).reshape(len(values), table.n_rows), most
 
 

@@ -17,7 +17,8 @@ OBEY_MODES = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_overri
 pytestmark = pytest.mark.skipif(bool(OBEY_MODES) and shutil.which("setpriv") is None, reason="root without setpriv")
 RUN = """
 import numpy as np
-from services.enumeration import bitset_kernel, encoding, engine, error_rule, joint_kernel, row_list_kernel, walk
+from services.enumeration import bitset_kernel, emission, encoding, engine, error_rule, fields, joint_kernel
+from services.enumeration import level, row_list_kernel, walk
 for kernel in walk.KERNELS:
     walk.KERNELS = (kernel,)
     for kind in (np.uint8, np.uint16):
@@ -33,8 +34,9 @@ except PermissionError:
     pass
 else:
     raise SystemExit("the folder can be written to")
-modules = (bitset_kernel, encoding, error_rule, joint_kernel, row_list_kernel)
-stats = [function.stats for module in modules for function in vars(module).values() if hasattr(function, "stats")]
+modules = (bitset_kernel, emission, encoding, error_rule, fields, joint_kernel, level, row_list_kernel)
+compiled = {function for module in modules for function in vars(module).values() if hasattr(function, "stats")}
+stats = [function.stats for function in compiled]
 print(sum(sum(s.cache_hits.values()) for s in stats), sum(sum(s.cache_misses.values()) for s in stats))
 """
 
