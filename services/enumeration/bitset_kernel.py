@@ -23,7 +23,7 @@ from services.enumeration.compiled import compiled, popcount
 from services.enumeration.emission import Lines, frequent, sums_of, u64, write, write_frequent
 from services.enumeration.encoding import Encoded
 from services.enumeration.level import Level, Plan, ranges_of, runs
-from services.enumeration.vector import COUNTS_VECTORS, LANES, SHORT, equal, meet, move_together, padded
+from services.enumeration.vector import COUNTS_VECTORS, LANES, equal, meet, move_together, padded
 from services.enumeration.work_units import Idle, in_parts
 
 WORDS_IN_CACHE = 1 << 12  # words that one sweep over the rows of a joint count reads: 32 kilobytes
@@ -279,12 +279,12 @@ def _emit(
     """The frequent cells of rows low to high - 1 as slices from line `at`; the next free line."""
     width = block.shape[2]
     if plain:
-        flat, flat_total = block.reshape(block.shape[0], block.shape[1] * width), total.reshape(total.size)
+        flat, flat_total = block.reshape(block.size), total.reshape(total.size)
         flat_items = items.reshape(items.size)
         for i in range(low, high):
             at = write_frequent(
-                flat, (i - above) * width, ranges[i, 0], ranges[i, 1], min_count, ids, prefix_ids, ids[i], weights,
-                at, flat_items, items.shape[1], count, flat_total,
+                flat, (i - above) * width, (block.shape[1] + i - above) * width, ranges[i, 0], ranges[i, 1], min_count,
+                ids, prefix_ids, ids[i], weights, at, flat_items, items.shape[1], count, flat_total,
             )  # fmt: skip
         return at
     for i in range(low, high):
@@ -336,7 +336,7 @@ def fill(
     n_fields = blocks.shape[1]
     current = np.full(depth, -1, dtype=np.int32)
     prefix_ids = np.empty(depth, dtype=np.int32)
-    ids = np.empty(len(item_ids), dtype=np.int32)
+    ids = np.empty(_padded(len(item_ids)), dtype=np.int32)
     row = np.zeros(1, dtype=np.int64)
     everything = np.zeros(2, dtype=np.int64)
     for j in range(len(item_ids)):
@@ -568,7 +568,7 @@ class BitSets:
         """The slices of one piece of work to `lines`; how many."""
         table, sums = self._table, self._sums
         together = self.together(level) is not None
-        plain = sums.plain and lines.items.shape[1] <= SHORT
+        plain = sums.plain and lines.short
         with self._rooms.one() as room:
             found: int = fill(
                 *self._packed, table.attribute, table.item_ids, level.prefixes, unit, together, level.must,

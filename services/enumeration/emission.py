@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from services.enumeration.compiled import compiled
 from services.enumeration.fixed_point import ScoreColumn
 from services.enumeration.lattice import item_type
-from services.enumeration.vector import SHORT, put_line
+from services.enumeration.vector import LANES, SHORT, put_frequent
 
 SCORED, TOTAL = 0, 1
 u64 = np.uint64
@@ -74,13 +74,16 @@ class Lines:
     """Room for the slices of one work unit, used again for the next."""
 
     def __init__(self, capacity: int, max_depth: int, n_items: int, n_columns: int, any_unscored: bool) -> None:
-        lines = capacity + 1  # what turns out not to be frequent is written behind the others
-        # Items are written four at a time, so that those of the last line may reach past it.
-        room = np.empty(lines * max_depth + SHORT, dtype=item_type(n_items))
-        self.items = room[:-SHORT].reshape(lines, max_depth)
+        lines = capacity + LANES  # so many are written at a time, those that are not frequent behind the others
+        self.items = np.empty((lines, max_depth), dtype=item_type(n_items))
         self.count = np.empty(lines, dtype=np.int32)
         self.scored = np.empty((lines if any_unscored else 1, n_columns), dtype=np.int32)
         self.total = np.empty((lines, n_columns))
+
+    @property
+    def short(self) -> bool:
+        """Whether the items of a slice fit a word."""
+        return self.items.dtype == np.int16 and self.items.shape[1] <= SHORT
 
 
 @compiled
@@ -103,20 +106,6 @@ def _put_items(items: Any, at: int, prefix: Any, last: int, item: int) -> None:
     items[at, depth - 1] = item
     for q in range(depth, items.shape[1]):
         items[at, q] = -1
-
-
-@compiled
-def _put_short(flat: Any, to: int, depth: int, first: int, second: int, last: int, item: int) -> None:
-    """As `_put_items`, by one store; a line is at most SHORT long, and what is written past its end is written again.
-
-    first, second: of the prefix, where it has them.
-    """
-    if depth == 2:
-        put_line(flat, to, last, item, -1, -1)
-    elif depth == 3:
-        put_line(flat, to, first, last, item, -1)
-    else:
-        put_line(flat, to, first, second, last, item)
 
 
 @compiled
@@ -155,29 +144,22 @@ def write(
 
 @compiled
 def write_frequent(
-    cells: Any, start: int, low: int, high: int, min_count: int, ids: Any, prefix: Any, last: int, weights: Any,
-    at: int, items: Any, width: int, count: Any, total: Any,
+    cells: Any, start: int, more: int, low: int, high: int, min_count: int, ids: Any, prefix: Any, last: int,
+    weights: Any, at: int, items: Any, width: int, count: Any, total: Any,
 ) -> int:  # fmt: skip
-    """`frequent` and `write` at once, where `Sums.plain` and a line of items is at most SHORT long.
+    """`frequent` and `write` at once, where `Sums.plain` and items are short, as `Lines.short` says.
 
-    cells: (fields, more) of whole numbers, of position j at start + j; low, high: positions; items: flat, `width` a
-    line; total: flat. Also what is not frequent is written, to where the next that is will be.
+    cells: flat int32, rows of position j at start + j, their sum at more + j; low, high: positions; items: flat,
+    `width` a line; total: flat.
     """
-    depth = len(prefix) + 2
-    first = prefix[0] if depth > 2 else last
-    second = prefix[1] if depth > 3 else last
-    if len(weights):
-        weight = weights[0]
-        for j in range(low, high):
-            rows = cells[u64(0), u64(start + j)]
-            _put_short(items, at * width, depth, first, second, last, ids[u64(j)])
-            count[u64(at)] = rows
-            total[u64(at)] = cells[u64(1), u64(start + j)] * weight
-            at += rows >= min_count
-    else:
-        for j in range(low, high):
-            rows = cells[u64(0), u64(start + j)]
-            _put_short(items, at * width, depth, first, second, last, ids[u64(j)])
-            count[u64(at)] = rows
-            at += rows >= min_count
-    return at
+    place = len(prefix) + 1
+    line = np.int64(-1)  # no item
+    for q in range(place, -1, -1):
+        item = 0 if q == place else last if q == place - 1 else prefix[q]
+        line = line << 16 | item
+    weight = weights[0] if len(weights) else 0.0
+    lines: int = put_frequent(
+        cells, start, more, low, high, min_count, line, ids, place, len(weights) > 0, weight, at, items, width, count,
+        total,
+    )  # fmt: skip
+    return lines

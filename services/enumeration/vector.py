@@ -16,7 +16,8 @@ _WORD = ir.IntType(64)
 _VECTOR = ir.VectorType(_WORD, LANES)
 _COUNTS = ir.VectorType(ir.IntType(32), LANES)
 _BITS = 64
-SHORT = 4  # items that one store writes
+SHORT = 4  # items of a slice that fit a word
+_ITEMS = ir.VectorType(ir.IntType(16), SHORT * LANES)
 
 
 def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
@@ -30,7 +31,7 @@ def _lanes(builder: Any, address: Any) -> Any:
 def _splat(builder: Any, word: Any, kind: Any = _VECTOR) -> Any:
     nothing = ir.Constant(kind, ir.Undefined)
     one = builder.insert_element(nothing, word, ir.Constant(ir.IntType(32), 0))
-    zeros = ir.Constant(ir.VectorType(ir.IntType(32), kind.count), [0] * kind.count)
+    zeros = ir.Constant(_index(kind.count), [0] * kind.count)
     return builder.shuffle_vector(one, nothing, zeros)
 
 
@@ -152,28 +153,91 @@ def _equal(typing_context: Any, codes: Any, a: Any, code: Any) -> Any:
     return signature, generate
 
 
-def _put_line(typing_context: Any, out: Any, at: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
-    """out[at..at+3] = a, b, c, d in one store; out: flat int16 or int32."""
-    signature = types.void(out, types.int64, types.int32, types.int32, types.int32, types.int32)
+def _put_frequent(
+    typing_context: Any, cells: Any, start: Any, more: Any, low: Any, high: Any, least: Any, line: Any, last: Any,
+    place: Any, with_sums: Any, weight: Any, at: Any, items: Any, width: Any, count: Any, total: Any,
+) -> Any:  # fmt: skip
+    """Write the slices of cells low to high - 1 that have at least `least` rows from line `at`; the next free line.
+
+    cells: flat int32, rows of cell j at start + j and, where `with_sums`, its sum at more + j, of which `weight` times
+    makes the total; line: what all slices have, 16 bits an item, 0 at `place`, which is of last[j], int32; items: flat
+    int16, `width` a line, at most SHORT; total: flat. From a multiple of LANES on LANES cells are read, and written to
+    as many lines, of which the next may be written over the last.
+    """
+    whole = types.int64
+    signature = whole(
+        cells, whole, whole, whole, whole, types.int32, whole, last, whole, types.boolean, types.float64, whole, items,
+        whole, count, total,
+    )  # fmt: skip
+    floats = ir.VectorType(ir.DoubleType(), LANES)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kind = ir.IntType(signature.args[0].dtype.bitwidth)
-        short = ir.VectorType(kind, SHORT)
-        vector = ir.Constant(short, ir.Undefined)
-        for lane, item in enumerate(arguments[2:]):
-            item = builder.trunc(item, kind) if kind.width < item.type.width else item
-            vector = builder.insert_element(vector, item, ir.Constant(ir.IntType(32), lane))
-        target = _address(context, builder, signature.args[0], arguments[0], arguments[1])
-        builder.store(vector, builder.bitcast(target, short.as_pointer()), align=kind.width // 8)
-        return context.get_dummy_value()
+        (array, rows_at, sums_at, begin, end, fewest, all_have, item_array, lane, summed, factor, first, out_items,
+         items_each, out_count, out_total) = arguments  # fmt: skip
+        kinds = signature.args
+        next_line = cgutils.alloca_once_value(builder, first)
+        lowest, past = _splat(builder, begin), _splat(builder, end)
+        least_rows, common = _splat(builder, fewest, _COUNTS), _splat(builder, all_have)
+        shift = _splat(builder, builder.mul(lane, ir.Constant(_WORD, 16)))
+        from_ = builder.and_(begin, ir.Constant(_WORD, -LANES))
+        with cgutils.for_range_slice(builder, from_, end, ir.Constant(_WORD, LANES)) as (cell, _step):
+            to = builder.load(next_line)
+
+            def read(kind: Any, source: Any, index: Any) -> Any:
+                address = _address(context, builder, kind, source, index)
+                return builder.load(builder.bitcast(address, _COUNTS.as_pointer()), align=4)
+
+            def put(values: Any, kind: Any, out: Any, each: int = 1) -> None:
+                address = _address(context, builder, kind, out, builder.mul(to, ir.Constant(_WORD, each)))
+                builder.store(values, builder.bitcast(address, values.type.as_pointer()), align=1)
+
+            rows = read(kinds[0], array, builder.add(rows_at, cell))
+            number = builder.add(_splat(builder, cell), ir.Constant(_VECTOR, list(range(LANES))))
+            inside = builder.and_(builder.icmp_signed(">=", number, lowest), builder.icmp_signed("<", number, past))
+            chosen = builder.and_(inside, builder.icmp_signed(">=", rows, least_rows))
+            own = builder.shl(builder.zext(read(kinds[7], item_array, cell), _VECTOR), shift)
+            lines = builder.bitcast(_together(builder, builder.or_(own, common), chosen), _ITEMS)
+            for n in range(2, SHORT + 1):
+                with builder.if_then(builder.icmp_signed("==", items_each, ir.Constant(_WORD, n))):
+                    kept = [SHORT * s + i for s in range(LANES) for i in range(n)]
+                    put(
+                        builder.shuffle_vector(lines, lines, ir.Constant(_index(len(kept)), kept)),
+                        kinds[12],
+                        out_items,
+                        n,
+                    )
+            put(_together(builder, rows, chosen), kinds[14], out_count)
+            with builder.if_then(cgutils.as_bool_bit(builder, summed)):
+                sums = builder.sitofp(read(kinds[0], array, builder.add(sums_at, cell)), floats)
+                put(
+                    _together(builder, builder.fmul(sums, _splat(builder, factor, floats)), chosen),
+                    kinds[15],
+                    out_total,
+                )
+            found = builder.zext(builder.ctpop(builder.bitcast(chosen, ir.IntType(LANES))), _WORD)
+            builder.store(builder.add(to, found), next_line)
+        return builder.load(next_line)
 
     return signature, generate
+
+
+def _index(lanes: int) -> Any:
+    return ir.VectorType(ir.IntType(32), lanes)
+
+
+def _together(builder: Any, values: Any, chosen: Any) -> Any:
+    """The lanes of `values` that are `chosen`, moved to the front."""
+    kind = ir.FunctionType(values.type, [values.type, chosen.type, values.type])
+    lane = {_COUNTS: "i32", _VECTOR: "i64"}.get(values.type, "f64")
+    name = f"llvm.experimental.vector.compress.v{LANES}{lane}"
+    compress = cgutils.get_or_insert_function(builder.module, kind, name)
+    return builder.call(compress, [values, chosen, ir.Constant(values.type, ir.Undefined)])
 
 
 meet: Any = intrinsic(_meet)
 move_together: Any = intrinsic(_move_together)
 equal: Any = intrinsic(_equal)
-put_line: Any = intrinsic(_put_line)
+put_frequent: Any = intrinsic(_put_frequent)
 
 
 def padded(width: int) -> int:
