@@ -200,20 +200,13 @@ def _put_frequent(
             for n in range(2, SHORT + 1):
                 with builder.if_then(builder.icmp_signed("==", items_each, ir.Constant(_WORD, n))):
                     kept = [SHORT * s + i for s in range(LANES) for i in range(n)]
-                    put(
-                        builder.shuffle_vector(lines, lines, ir.Constant(_index(len(kept)), kept)),
-                        kinds[12],
-                        out_items,
-                        n,
-                    )
+                    short = builder.shuffle_vector(lines, lines, ir.Constant(_index(len(kept)), kept))
+                    put(short, kinds[12], out_items, n)
             put(_together(builder, rows, chosen), kinds[14], out_count)
             with builder.if_then(cgutils.as_bool_bit(builder, summed)):
                 sums = builder.sitofp(read(kinds[0], array, builder.add(sums_at, cell)), floats)
-                put(
-                    _together(builder, builder.fmul(sums, _splat(builder, factor, floats)), chosen),
-                    kinds[15],
-                    out_total,
-                )
+                totals = builder.fmul(sums, _splat(builder, factor, floats))
+                put(_together(builder, totals, chosen), kinds[15], out_total)
             found = builder.zext(builder.ctpop(builder.bitcast(chosen, ir.IntType(LANES))), _WORD)
             builder.store(builder.add(to, found), next_line)
         return builder.load(next_line)
