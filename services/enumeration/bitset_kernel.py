@@ -20,10 +20,20 @@ from numpy.typing import NDArray
 
 from services.enumeration.bitset import pack, word_count
 from services.enumeration.compiled import compiled, popcount
-from services.enumeration.emission import Lines, frequent, sums_of, u64, write, write_frequent
+from services.enumeration.emission import Lines, frequent, sums_of, u64, write
 from services.enumeration.encoding import Encoded
 from services.enumeration.level import Level, Plan, ranges_of, runs
-from services.enumeration.vector import COUNTS_VECTORS, LANES, equal, meet, move_together, padded
+from services.enumeration.vector import (
+    COUNTS_VECTORS,
+    HALF,
+    LANES,
+    equal,
+    less,
+    meet,
+    move_together,
+    padded,
+    put_frequent,
+)
 from services.enumeration.work_units import Idle, in_parts
 
 WORDS_IN_CACHE = 1 << 12  # words that one sweep over the rows of a joint count reads: 32 kilobytes
@@ -33,19 +43,28 @@ MOST_BLOCK_BYTES = 16 << 20  # of one thread's joint counts
 MOST_SLICES = 1 << 18  # below prefixes that are counted together
 CELL_WORD_NS = 0.03 if COUNTS_VECTORS else 0.17  # about, to meet a word of one item with a word of another
 
+ROW_BITS = (1 << HALF) - 1  # those of half a cell
+
 _padded: Any = compiled(padded)
 
 
 @compiled
-def pack_items(codes: Any, attribute: Any, item_ids: Any, offsets: Any, begin: int, end: int, words: Any) -> None:
-    """Bit sets of frequent items, words (W, stride) from begin to end - 1; codes: (N, A)."""
+def pack_items(
+    codes: Any, order: Any, n_first: int, half: int, attribute: Any, item_ids: Any, offsets: Any, begin: int, end: int,
+    words: Any,
+) -> None:  # fmt: skip
+    """Bit sets of frequent items, words (W, stride) from begin to end - 1; codes: (N, A); order: (N,) rows as they
+    come, of which n_first have the first `half` words to themselves.
+    """
     n_rows, n_attributes = codes.shape
     some = np.zeros((n_attributes, 64), dtype=codes.dtype)  # 64 rows, an attribute a line
     for w in range(begin, end):
-        n = min(64, n_rows - 64 * w)
-        for row in range(n):
+        first = 64 * w if w < half else n_first + 64 * (w - half)
+        n = min(64, (n_first if w < half else n_rows) - first)
+        for k in range(n):
+            row = order[u64(first + k)]
             for a in range(n_attributes):
-                some[u64(a), u64(row)] = codes[u64(64 * w + row), u64(a)]
+                some[u64(a), u64(k)] = codes[u64(row), u64(a)]
         inside = ~np.uint64(0) >> np.uint64(64 - n)
         line = words[w]
         for j in range(len(item_ids)):
@@ -85,7 +104,7 @@ def _choose(
     """Columns first.. with at least min_count rows of column `at`; how many."""
     row[0] = at
     meet(
-        words, 0, stride, words, 0, stride, n_words, True, row, 0, (0,), at, first // LANES * LANES, width, counts
+        words, 0, stride, words, 0, stride, n_words, 0, True, row, 0, (0,), at, first // LANES * LANES, width, counts
     )  # fmt: skip
     found: int = frequent(counts[0], first, width, min_count, chosen)
     return found
@@ -93,18 +112,21 @@ def _choose(
 
 @compiled
 def _project(
-    words: Any, stride: int, n_words: int, planes: Any, at: int, chosen: Any, left: int, mask: Any, steps: Any,
-    some: Any, gaps: Any, line: Any, out_words: Any, out_stride: int, out_planes: Any,
-) -> int:  # fmt: skip
-    """The `left` columns `chosen`, and only the rows of column `at`, in words of `out_stride`; how many rows."""
+    words: Any, stride: int, n_words: int, half: int, planes: Any, at: int, chosen: Any, left: int, mask: Any,
+    steps: Any, some: Any, gaps: Any, line: Any, out_words: Any, out_stride: int, out_planes: Any, size: Any,
+) -> None:  # fmt: skip
+    """The `left` columns `chosen`, and only the rows of column `at`, in words of `out_stride`; their `size`."""
     for w in range(n_words):
         mask[w] = words[w * stride + at]
     _plan_moves(mask, n_words, steps, some, gaps)
     together = left > 0 and chosen[left - 1] - chosen[0] == left - 1  # they lie side by side
     flat_planes, planes_out = planes.reshape(planes.size), out_planes.reshape(out_planes.size)
     plane_stride = planes.shape[1]
-    to, offset, rows = 0, 0, 0
+    to, offset, rows, half_to = 0, 0, 0, 0
     for w in range(n_words):
+        if w == half and half:
+            to, offset = to + (offset > 0), 0
+            half_to = to
         inside = mask[w]
         ones = popcount(inside)
         if ones == 0:
@@ -131,33 +153,43 @@ def _project(
         if offset >= 64:
             offset -= 64
             to += 1
-    return rows
+    to += offset > 0
+    size[0], size[1], size[2], size[3] = left, to, to if half == n_words else half_to, rows
 
 
 @compiled
 def _count_columns(
-    words: Any, stride: int, n_words: int, planes: Any, n_fields: int, width: int, row: Any, totals: Any
+    words: Any, stride: int, n_words: int, half: int, planes: Any, n_fields: int, width: int, row: Any, totals: Any
 ) -> None:
     """Rows and sums of each column: totals (F, width)."""
+    row[0] = 0
+    every_row = np.full(1, ~np.uint64(0))
+    meet(every_row, 0, 0, words, 0, stride, n_words, half, True, row, 0, (0,), 0, 0, width, totals)
     flat_planes = planes.reshape(planes.size)
-    for f in range(n_fields):
+    for f in range(1, n_fields):
         row[0] = f
-        meet(flat_planes, 0, planes.shape[1], words, 0, stride, n_words, True, row, 0, (0,), 0, 0, width, totals)
+        meet(flat_planes, -1, planes.shape[1], words, 0, stride, n_words, 0, True, row, 0, (0,), 0, 0, width, totals)
 
 
 @compiled
 def _below(
-    words: Any, stride: int, n_words: int, planes: Any, n_fields: int, at: int, chosen: Any, left: int, mask: Any,
-    steps: Any, some: Any, gaps: Any, line: Any, row: Any, out_words: Any, out_planes: Any, totals: Any,
-) -> int:  # fmt: skip
-    """`_project`, and the rows and sums of what it leaves; how many rows."""
+    words: Any, stride: int, n_words: int, half: int, planes: Any, n_fields: int, at: int, chosen: Any, left: int,
+    mask: Any, steps: Any, some: Any, gaps: Any, line: Any, row: Any, out_words: Any, out_planes: Any, totals: Any,
+    size: Any,
+) -> None:  # fmt: skip
+    """`_project`, and the rows and sums of what it leaves."""
     stride_below = _padded(left)
-    rows: int = _project(
-        words, stride, n_words, planes, at, chosen, left, mask, steps, some, gaps, line, out_words, stride_below,
-        out_planes,
+    _project(
+        words, stride, n_words, half, planes, at, chosen, left, mask, steps, some, gaps, line, out_words, stride_below,
+        out_planes, size,
     )  # fmt: skip
-    _count_columns(out_words, stride_below, (rows + 63) // 64, out_planes, n_fields, left, row, totals)
-    return rows
+    _count_columns(out_words, stride_below, size[1], size[2], out_planes, n_fields, left, row, totals)
+
+
+@compiled
+def _joint(room: Any, n_fields: int, n_rows: int, stride: int) -> Any:
+    """A joint count (F, rows, stride) in flat `room`; lines as short as can be stay in the cache."""
+    return room[: n_fields * n_rows * stride].reshape(n_fields, n_rows, stride)
 
 
 @compiled
@@ -183,11 +215,11 @@ def _end_of_tags(attribute: Any, prefixes: Any, p: int, stop: int) -> int:
 
 
 @compiled
-def _most_common(positions: Any, items: Any, totals: Any, n_rows: int) -> int:
+def _most_common(positions: Any, items: Any, totals: Any, row_bits: int, n_rows: int) -> int:
     """Which of `items` has most rows; -1 where it is alone, or some of the `n_rows` have none of them."""
     most, most_rows, known = 0, 0, 0
     for k in range(len(items)):
-        rows = totals[0, np.searchsorted(positions, items[k])]
+        rows = totals[0, np.searchsorted(positions, items[k])] & row_bits
         known += rows
         if rows > most_rows:
             most, most_rows = k, rows
@@ -196,8 +228,8 @@ def _most_common(positions: Any, items: Any, totals: Any, n_rows: int) -> int:
 
 @compiled
 def _divide(
-    attribute: Any, positions: Any, low: int, high: int, ranges: Any, totals: Any, n_rows: int, counted: Any,
-    left_out: Any,
+    attribute: Any, positions: Any, low: int, high: int, ranges: Any, totals: Any, row_bits: int, n_rows: int,
+    counted: Any, left_out: Any,
 ) -> tuple[int, int]:  # fmt: skip
     """Rows low to high - 1 of a joint count that are counted, and those that follow from others; how many of each.
 
@@ -211,7 +243,7 @@ def _divide(
         while end < high and attribute[positions[end]] == a:
             counted[n_counted] = end
             n_counted += ranges[end, 0] < ranges[end, 1]
-            rows += totals[0, end]
+            rows += totals[0, end] & row_bits
             end += 1
         if end > start + 1 and rows == n_rows and ranges[end - 1, 0] < ranges[end - 1, 1]:
             n_counted -= 1
@@ -223,117 +255,158 @@ def _divide(
 
 @compiled
 def _count(
-    words: Any, stride: int, n_words: int, planes: Any, n_fields: int, attribute: Any, positions: Any, low: int,
-    high: int, ranges: Any, totals: Any, n_rows: int, masked: Any, counted: Any, left_out: Any, above: int, block: Any,
+    words: Any, stride: int, n_words: int, half: int, planes: Any, n_fields: int, attribute: Any, positions: Any,
+    low: int, high: int, ranges: Any, totals: Any, row_bits: int, n_rows: int, masked: Any, counted: Any, left_out: Any,
+    above: int, block: Any,
 ) -> None:  # fmt: skip
     """Joint counts block (F, rows, width or more) of rows low to high - 1, from line low - above, with the columns in
     `ranges`; n_rows: rows there are; masked: room for words; counted, left_out: room for row numbers.
     """
-    n_counted, n_left_out = _divide(attribute, positions, low, high, ranges, totals, n_rows, counted, left_out)
+    n_counted, n_left_out = _divide(
+        attribute, positions, low, high, ranges, totals, row_bits, n_rows, counted, left_out
+    )
     step = max(4, WORDS_IN_CACHE // max(1, stride))
     for word in range(0, n_words, step):
         n, at = min(step, n_words - word), word * stride
+        first_half = half - word if word < half <= word + n else 0
         for f in range(n_fields):
             rows, rows_at = words, at
             if f:
                 rows, rows_at = masked, 0
                 for w in range(n):
-                    plane, out = planes[word + w, f], w * stride
+                    plane, out = planes[word + w, f - 1], w * stride
                     for i in range(low, high):
                         masked[u64(out + i)] = words[u64(at + out + i)] & plane
             fresh, some = word == 0, block[f]
             r = 0
             while r + 4 <= n_counted:
                 meet(
-                    rows, rows_at, stride, words, at, stride, n, fresh, counted, r, (0, 0, 0, 0), above,
+                    rows, rows_at, stride, words, at, stride, n, first_half, fresh, counted, r, (0, 0, 0, 0), above,
                     ranges[counted[r], 0] // LANES * LANES, ranges[counted[r + 3], 1], some,
                 )  # fmt: skip
                 r += 4
             while r < n_counted:
                 meet(
-                    rows, rows_at, stride, words, at, stride, n, fresh, counted, r, (0,), above,
+                    rows, rows_at, stride, words, at, stride, n, first_half, fresh, counted, r, (0,), above,
                     ranges[counted[r], 0] // LANES * LANES, ranges[counted[r], 1], some,
                 )  # fmt: skip
                 r += 1
+    width = block.shape[2]
+    flat, flat_totals = block.reshape(block.size), totals.reshape(totals.size)
     for r in range(n_left_out):
         i = left_out[r]
-        a, b, to = ranges[i, 0], ranges[i, 1], u64(i - above)
+        first = i
+        while first > low and attribute[positions[first - 1]] == attribute[positions[i]]:
+            first -= 1
         for f in range(n_fields):
-            field = u64(f)
-            for j in range(a, b):
-                block[field, to, u64(j)] = totals[field, u64(j)]
-            other = i - 1
-            while other >= low and attribute[positions[other]] == attribute[positions[i]]:
-                line = u64(other - above)
-                for j in range(a, b):
-                    block[field, to, u64(j)] -= block[field, line, u64(j)]
-                other -= 1
+            above_field = (f * block.shape[1] - above) * width
+            less(
+                flat, above_field + i * width, flat_totals, f * totals.shape[1], above_field + first * width, width,
+                i - first, ranges[i, 0], ranges[i, 1],
+            )  # fmt: skip
+
+
+@compiled
+def _emit_short(
+    block: Any, above: int, low: int, high: int, ranges: Any, ids: Any, min_count: int, prefix: Any, weights: Any,
+    shift: int, at: int, items: Any, each: Any, count: Any, total: Any,
+) -> Any:  # fmt: skip
+    """`_emit` by vectors, for lines of items as short as the tuple `each`."""
+    cells, flat_items, flat_total = block.reshape(block.size), items.reshape(items.size), total.reshape(total.size)
+    width, place = block.shape[2], len(prefix) + 1
+    common = np.int64(-1) << 16 * place << 16  # -1 for no item, 0 for two that are still to come
+    for q in range(len(prefix)):
+        common |= np.int64(prefix[q]) << 16 * q
+    more = 0 if shift else block.shape[1] * width
+    with_sums = len(weights) > 0
+    weight = weights[0] if with_sums else 0.0
+    for i in range(low, high):
+        start = (i - above) * width
+        line = common | np.int64(ids[u64(i)]) << 16 * (place - 1)
+        at = put_frequent(
+            cells, start, start + more, ranges[u64(i), 0], ranges[u64(i), 1], min_count, line, ids, place, shift,
+            with_sums, weight, at, flat_items, each, count, flat_total,
+        )  # fmt: skip
+    return at
 
 
 @compiled
 def _emit(
-    block: Any, above: int, low: int, high: int, ranges: Any, ids: Any, min_count: int, prefix_ids: Any, targets: Any,
-    terms: Any, weights: Any, plain: bool, chosen: Any, cells: Any, whole: Any, at: int, items: Any, count: Any,
-    scored: Any, total: Any,
-) -> int:  # fmt: skip
+    block: Any, above: int, low: int, high: int, ranges: Any, ids: Any, min_count: int, prefix: Any, targets: Any,
+    terms: Any, weights: Any, short: bool, shift: int, chosen: Any, cells: Any, whole: Any, at: int, items: Any,
+    count: Any, scored: Any, total: Any,
+) -> Any:  # fmt: skip
     """The frequent cells of rows low to high - 1 as slices from line `at`; the next free line."""
-    width = block.shape[2]
-    if plain:
-        flat, flat_total = block.reshape(block.size), total.reshape(total.size)
-        flat_items = items.reshape(items.size)
-        for i in range(low, high):
-            at = write_frequent(
-                flat, (i - above) * width, (block.shape[1] + i - above) * width, ranges[i, 0], ranges[i, 1], min_count,
-                ids, prefix_ids, ids[i], weights, at, flat_items, items.shape[1], count, flat_total,
-            )  # fmt: skip
-        return at
+    if short and items.shape[1] == 2:
+        return _emit_short(
+            block, above, low, high, ranges, ids, min_count, prefix, weights, shift, at, items, (0, 0), count, total
+        )
+    if short and items.shape[1] == 3:
+        return _emit_short(
+            block, above, low, high, ranges, ids, min_count, prefix, weights, shift, at, items, (0, 0, 0), count, total
+        )
+    if short:
+        return _emit_short(
+            block, above, low, high, ranges, ids, min_count, prefix, weights, shift, at, items, (0, 0, 0, 0), count,
+            total,
+        )  # fmt: skip
+    row_bits = ROW_BITS if shift else -1
     for i in range(low, high):
         a, b = ranges[i, 0], ranges[i, 1]
-        n_chosen = frequent(block[0, i - above], a, b, min_count, chosen)
-        if n_chosen:
-            for f in range(block.shape[0]):
-                for j in range(a, b):
+        for f in range(cells.shape[0]):
+            for j in range(a, b):
+                if shift:
+                    cells[f, j] = block[0, i - above, j] >> (shift * f) & row_bits
+                else:
                     cells[f, j] = block[f, i - above, j]
+        n_chosen = frequent(cells[0], a, b, min_count, chosen)
+        if n_chosen:
             at = write(
-                cells, chosen, n_chosen, ids, prefix_ids, ids[i], targets, terms, weights,
+                cells, chosen, n_chosen, ids, prefix, ids[i], targets, terms, weights,
                 whole, at, items, count, scored, total,
             )  # fmt: skip
     return at
 
 
 @compiled
-def _take_away(blocks: Any, to: int, n: int, f: Any, i: Any, low: int, high: int, whole: Any, first: int) -> None:
-    """Columns low to high - 1 of row i of blocks[to]: what the others of n leave of the whole, from row `first`."""
-    out, row = u64(to), u64(np.int64(i) + first)
-    for j in range(low, high):
-        blocks[out, f, i, u64(j)] = whole[f, row, u64(first + j)]
-    for k in range(n):
-        if k != to:
-            for j in range(low, high):
-                blocks[out, f, i, u64(j)] -= blocks[u64(k), f, i, u64(j)]
+def _take_away(flat: Any, n_fields: int, to: int, n: int, ranges: Any, n_rows: int, whole: Any, first: int) -> None:
+    """Joint count `to` of n, one behind another in `flat`: what the others leave of the whole, from row and column
+    `first`.
+    """
+    flat_whole, stride = whole.reshape(whole.size), _padded(n_rows)
+    each = n_fields * n_rows * stride
+    for f in range(n_fields):
+        for i in range(n_rows):
+            at = (f * n_rows + i) * stride
+            out = to * each + at
+            whole_at = (f * whole.shape[1] + i + first) * whole.shape[2] + first
+            less(flat, out, flat_whole, whole_at, at, each, to, ranges[i, 0], n_rows)
+            less(flat, out, flat, out, out + each, each, n - to - 1, ranges[i, 0], n_rows)
 
 
 @compiled
 def fill(
-    words: Any, planes: Any, all_totals: Any, pairs: Any, n_rows: int, attribute: Any, item_ids: Any, prefixes: Any,
-    unit: Any, together: bool, must: Any, min_count: int, targets: Any, terms: Any, weights: Any,
-    plain: bool, stack_words: Any, stack_planes: Any, stack_positions: Any, stack_sizes: Any, stack_totals: Any,
-    base: Any, blocks: Any, ranges: Any, wanted: Any, mask: Any, steps: Any, left_bits: Any, gaps: Any, line: Any,
-    masked: Any, cells: Any, counts: Any, counted: Any, left_out: Any, chosen: Any, whole: Any,
+    words: Any, half: int, planes: Any, all_totals: Any, pairs: Any, n_rows: int, attribute: Any, item_ids: Any,
+    prefixes: Any, unit: Any, together: bool, must: Any, min_count: int, targets: Any, terms: Any, weights: Any,
+    short: bool, shift: int, stack_words: Any, stack_planes: Any, stack_positions: Any, stack_sizes: Any,
+    stack_totals: Any, base: Any, room: Any, ranges: Any, wanted: Any, mask: Any, steps: Any, left_bits: Any, gaps: Any,
+    line: Any, masked: Any, cells: Any, counts: Any, counted: Any, left_out: Any, chosen: Any, whole: Any,
     items: Any, count: Any, scored: Any, total: Any,
 ) -> int:  # fmt: skip
     """Slices of one work unit, in canonical order; how many there are.
 
-    words: (W, I or more) uint64; planes: (W, F or more) uint64, the first all rows; all_totals: (F, I) rows and sums of
-    each item; pairs: (F, I, I or more) joint counts of two items, filled here where prefixes are empty, or without
-    lines; attribute, item_ids: (I,) of the frequent items; prefixes: (P, d - 2) int32 positions of these, sorted; unit:
-    prefixes [0] to [1], and the rows of their joint counts that are of items [2] to [3]; together: whether prefixes
-    that differ in the tag of their last attribute are counted together; must: items [0] to [1] of which each slice
-    holds one, or 0 and 0; stack_*: the projection for each pair of the current prefix; base: (F, I, I or more) joint
-    counts below a prefix less its last pair; blocks: (prefixes counted together, F, rows at a time, I or more).
+    words: (W, I or more) uint64; half: 0, or how many of these the rows with score 1 have to themselves; planes: (W,
+    F - 1 or more) uint64, of all fields but the rows; all_totals: (F, I) rows and sums of each item; pairs: (F, I, I or
+    more) joint counts of two items, filled here where prefixes are empty, or without lines; attribute, item_ids: (I,)
+    of the frequent items; prefixes: (P, d - 2) int32 positions of these, sorted; unit: prefixes [0] to [1], and the
+    rows of their joint counts that are of items [2] to [3]; together: whether prefixes that differ in the tag of their
+    last attribute are counted together; must: items [0] to [1] of which each slice holds one, or 0 and 0; short:
+    whether vectors of slices can be written; shift: HALF where rows and sums are the halves of a cell, or 0; stack_*:
+    the projection for each pair of the current prefix; base: (F, I, I or more) joint counts below a prefix less its
+    last pair; room: flat, for joint counts of as many rows as go in.
     """
     depth = prefixes.shape[1]
-    n_fields = blocks.shape[1]
+    n_fields = all_totals.shape[0]
     current = np.full(depth, -1, dtype=np.int32)
     prefix_ids = np.empty(depth, dtype=np.int32)
     ids = np.empty(_padded(len(item_ids)), dtype=np.int32)
@@ -341,7 +414,8 @@ def fill(
     everything = np.zeros(2, dtype=np.int64)
     for j in range(len(item_ids)):
         stack_positions[0, j] = j
-    stack_sizes[0, 0], stack_sizes[0, 1], stack_sizes[0, 2] = len(item_ids), len(words), n_rows
+    stack_sizes[0, 0], stack_sizes[0, 1], stack_sizes[0, 2], stack_sizes[0, 3] = len(item_ids), len(words), half, n_rows
+    row_bits = ROW_BITS if shift else -1
     flat, all_stride = words.reshape(words.size), words.shape[1]
     based = False
     at = 0
@@ -363,7 +437,7 @@ def fill(
             item = prefixes[p, q]
             current[q] = item
             based = False
-            width, n_words = stack_sizes[q, 0], stack_sizes[q, 1]
+            width, n_words, n_first = stack_sizes[q, 0], stack_sizes[q, 1], stack_sizes[q, 2]
             positions = stack_positions[q]
             here = np.searchsorted(positions[:width], item)
             first = _after(attribute, positions[:width], attribute[item])
@@ -373,13 +447,12 @@ def fill(
             left = _choose(above_words, stride, n_words, here, first, width, min_count, row, counts, chosen)
             for j in range(left):
                 stack_positions[q + 1, j] = positions[chosen[j]]
-            rows = _below(
-                above_words, stride, n_words, above_planes, n_fields, here, chosen, left, mask, steps, left_bits, gaps,
-                line, row, stack_words[q], stack_planes[q], stack_totals[q],
+            _below(
+                above_words, stride, n_words, n_first, above_planes, n_fields, here, chosen, left, mask, steps,
+                left_bits, gaps, line, row, stack_words[q], stack_planes[q], stack_totals[q], stack_sizes[q + 1],
             )  # fmt: skip
-            stack_sizes[q + 1, 0], stack_sizes[q + 1, 1], stack_sizes[q + 1, 2] = left, (rows + 63) // 64, rows
         q = n_looked_up
-        width, n_words, rows = stack_sizes[q, 0], stack_sizes[q, 1], stack_sizes[q, 2]
+        width, n_words, n_first, rows = stack_sizes[q, 0], stack_sizes[q, 1], stack_sizes[q, 2], stack_sizes[q, 3]
         positions = stack_positions[q, :width]
         some_words = flat if q == 0 else stack_words[q - 1]
         some_planes = planes if q == 0 else stack_planes[q - 1]
@@ -396,24 +469,25 @@ def fill(
             if keep_pairs:
                 ranges_of(attribute, positions, everything, True, wanted)
                 _count(
-                    some_words, stride, n_words, some_planes, n_fields, attribute, positions, low, high, wanted,
-                    totals, rows, masked, counted, left_out, 0, pairs,
+                    some_words, stride, n_words, n_first, some_planes, n_fields, attribute, positions, low, high,
+                    wanted, totals, row_bits, rows, masked, counted, left_out, 0, pairs,
                 )  # fmt: skip
                 at = _emit(
-                    pairs, 0, low, high, ranges, ids, min_count, prefix_ids, targets, terms, weights, plain, chosen,
-                    cells, whole, at, items, count, scored, total,
+                    pairs, 0, low, high, ranges, ids, min_count, prefix_ids, targets, terms, weights, short, shift,
+                    chosen, cells, whole, at, items, count, scored, total,
                 )  # fmt: skip
             else:
-                block = blocks[0]
-                for begin in range(low, high, block.shape[1]):
-                    stop = min(begin + block.shape[1], high)
+                step = max(1, min(high - low, len(room) // max(1, n_fields * stride)))
+                for begin in range(low, high, step):
+                    stop = min(begin + step, high)
+                    block = _joint(room, n_fields, stop - begin, stride)
                     _count(
-                        some_words, stride, n_words, some_planes, n_fields, attribute, positions, begin, stop, ranges,
-                        totals, rows, masked, counted, left_out, begin, block,
+                        some_words, stride, n_words, n_first, some_planes, n_fields, attribute, positions, begin, stop,
+                        ranges, totals, row_bits, rows, masked, counted, left_out, begin, block,
                     )  # fmt: skip
                     at = _emit(
-                        block, begin, begin, stop, ranges, ids, min_count, prefix_ids, targets, terms, weights, plain,
-                        chosen, cells, whole, at, items, count, scored, total,
+                        block, begin, begin, stop, ranges, ids, min_count, prefix_ids, targets, terms, weights, short,
+                        shift, chosen, cells, whole, at, items, count, scored, total,
                     )  # fmt: skip
             p = end
             continue
@@ -421,8 +495,8 @@ def fill(
             based = True
             ranges_of(attribute, positions, everything, True, wanted)
             _count(
-                some_words, stride, n_words, some_planes, n_fields, attribute, positions, 0, width, wanted, totals,
-                rows, masked, counted, left_out, 0, base,
+                some_words, stride, n_words, n_first, some_planes, n_fields, attribute, positions, 0, width, wanted,
+                totals, row_bits, rows, masked, counted, left_out, 0, base,
             )  # fmt: skip
         whole_counts = base if q else pairs
         first = _after(attribute, positions, attribute[prefixes[p, depth - 1]])
@@ -431,30 +505,33 @@ def fill(
             chosen[j] = first + j
             ids[j] = item_ids[positions[first + j]]
         below = positions[first:]
+        stride_below = _padded(left)
+        n_cells = n_fields * left * stride_below
         ranges_of(attribute, below, everything, True, wanted)
         tags = prefixes[p:end, depth - 1]
-        most = _most_common(positions, tags, totals, rows)
+        most = _most_common(positions, tags, totals, row_bits, rows)
         for k in range(len(tags)):
             if k == most:  # has what the others leave
                 continue
-            own_rows = _below(
-                some_words, stride, n_words, some_planes, n_fields, np.searchsorted(positions, tags[k]), chosen, left,
-                mask, steps, left_bits, gaps, line, row, stack_words[q], stack_planes[q], stack_totals[q],
+            here, size = np.searchsorted(positions, tags[k]), stack_sizes[q + 1]
+            _below(
+                some_words, stride, n_words, n_first, some_planes, n_fields, here, chosen, left, mask, steps, left_bits,
+                gaps, line, row, stack_words[q], stack_planes[q], stack_totals[q], size,
             )  # fmt: skip
             _count(
-                stack_words[q], _padded(left), (own_rows + 63) // 64, stack_planes[q], n_fields, attribute, below, 0,
-                left, wanted, stack_totals[q], own_rows, masked, counted, left_out, 0, blocks[k],
+                stack_words[q], stride_below, size[1], size[2], stack_planes[q], n_fields, attribute, below, 0, left,
+                wanted, stack_totals[q], row_bits, size[3], masked, counted, left_out, 0,
+                _joint(room[k * n_cells :], n_fields, left, stride_below),
             )  # fmt: skip
         if most >= 0:
-            for f in range(n_fields):
-                for i in range(left):
-                    _take_away(blocks, most, len(tags), u64(f), u64(i), wanted[i, 0], left, whole_counts, first)
+            _take_away(room, n_fields, most, len(tags), wanted, left, whole_counts, first)
         ranges_of(attribute, below, must, held, ranges)
         for k in range(len(tags)):
             prefix_ids[depth - 1] = item_ids[tags[k]]
             at = _emit(
-                blocks[k], 0, 0, left, ranges, ids, min_count, prefix_ids, targets, terms, weights, plain, chosen,
-                cells, whole, at, items, count, scored, total,
+                _joint(room[k * n_cells :], n_fields, left, stride_below), 0, 0, left, ranges, ids, min_count,
+                prefix_ids, targets, terms, weights, short, shift, chosen, cells, whole, at, items, count, scored,
+                total,
             )  # fmt: skip
         p = end
     return at
@@ -468,7 +545,10 @@ class BitSets:
     def __init__(self, table: Encoded, max_depth: int) -> None:
         self._table = table
         self._sums = sums_of(table.columns, table.any_unscored, as_planes=True)
-        self._rooms = Idle(partial(_room, table, max(1, max_depth - 2), self._sums.n_fields, self._fits_together))
+        # Where a score is 0 or 1, those of 1 come first, and a cell is two numbers of 16 bits.
+        self._halves = self._sums.plain and table.n_rows <= ROW_BITS
+        self._n_fields = 1 if self._halves else self._sums.n_fields
+        self._rooms = Idle(partial(self._room, max(1, max_depth - 2)))
         self._lock = Lock()
         self._rows_of_pairs = 0  # that have been counted
         self._plans: dict[int, Plan] = {}
@@ -478,13 +558,13 @@ class BitSets:
 
     @property
     def _words_needed(self) -> int:
-        return word_count(self._table.n_rows) * (self._table.n_items + self._sums.n_fields)
+        return word_count(self._table.n_rows) * (self._table.n_items + self._n_fields)
 
     @property
     def _fits_together(self) -> bool:
         """Whether the joint counts of all tags of an attribute can be held at once."""
         widest = int(self._table.widths.max(initial=1))
-        return widest * self._sums.n_fields * self._table.n_items * padded(self._table.n_items) * 4 <= MOST_BLOCK_BYTES
+        return widest * self._n_fields * self._table.n_items * padded(self._table.n_items) * 4 <= MOST_BLOCK_BYTES
 
     def cost(self, level: Level) -> NDArray[np.float64]:
         """Nanoseconds for each prefix, about."""
@@ -515,9 +595,7 @@ class BitSets:
         projection = np.zeros(len(words))
         if level.depth > 2:
             projection = parents * (level.parent_items * 2 * CELL_WORD_NS + level.items_after * 0.27 + 7)
-        return Plan(
-            None, projection + level.cells * (words * self._sums.n_fields * CELL_WORD_NS + self._slice_ns) + 300
-        )
+        return Plan(None, projection + level.cells * (words * self._n_fields * CELL_WORD_NS + self._slice_ns) + 300)
 
     def _all_tags(self, level: Level) -> list[Plan]:
         """One plan, or none where a count would yield too many slices at once."""
@@ -530,36 +608,46 @@ class BitSets:
         left_out = (level.rows == most[group]) & (known[group] == level.parent_rows)
         words, parents = level.rows / 64 + 1, level.parent_rows / 64 + 1
         projection = parents * (level.parent_items * 0.27 + 7)
-        counting = level.parent_cells * (words * self._sums.n_fields * CELL_WORD_NS * 0.8)
+        counting = level.parent_cells * (words * self._n_fields * CELL_WORD_NS * 0.8)
         cost = np.where(left_out, 0.0, projection + counting)
         return [Plan(together, cost + level.parent_cells * 0.9 + level.cells * self._slice_ns + 300)]
 
     @cached_property
     def _packed(self) -> tuple[Any, ...]:
-        """Bit sets, planes, totals, room for the joint counts of pairs, and the rows, as `fill` takes them."""
-        table, n_fields = self._table, self._sums.n_fields
-        n_words, stride = word_count(table.n_rows), padded(table.n_items)
+        """Bit sets, how many words the first half has, planes, totals, room for the joint counts of pairs, and the
+        rows, as `fill` takes them.
+        """
+        table, n_fields = self._table, self._n_fields
+        first = np.zeros(table.n_rows, dtype=np.bool_)
+        if self._halves and table.columns:
+            first = table.columns[0].parts[0].values != 0
+        order = np.concatenate((np.flatnonzero(first), np.flatnonzero(~first))).astype(np.int32)
+        n_first = int(first.sum())
+        half = word_count(n_first)
+        n_words, stride = half + word_count(table.n_rows - n_first), padded(table.n_items)
         room = np.empty(n_words * stride + LANES, dtype=np.uint64)  # a vector may be read past the last word
         words = room[: n_words * stride].reshape(n_words, stride)
-        in_parts(
-            table.n_rows,
-            lambda begin, end: pack_items(
-                table.codes, table.attribute, table.item_ids, table.offsets, word_count(begin), word_count(end), words
-            ),
-        )
-        planes = [np.ones(table.n_rows, dtype=np.bool_)]
-        for column in table.columns:
+
+        def part(begin: int, end: int) -> None:
+            pack_items(
+                table.codes, order, n_first, half, table.attribute, table.item_ids, table.offsets, word_count(begin),
+                word_count(end), words,
+            )  # fmt: skip
+
+        in_parts(n_words * 64, part)
+        planes = []
+        for column in table.columns if n_fields > 1 else ():
             if column.scored is not None:
                 planes.append(column.scored)
             planes += [(part.values & 1 << p) != 0 for part in column.parts for p in part.planes]
-        lines = np.zeros((n_words, padded(n_fields)), dtype=np.uint64)
-        lines[:, :n_fields] = pack(np.array(planes)).T
+        lines = np.zeros((n_words, padded(n_fields - 1)), dtype=np.uint64)
+        if planes:
+            lines[:, : n_fields - 1] = pack(np.array(planes)).T
         totals = np.empty((n_fields, stride), dtype=np.int32)
-        _count_columns(
-            words.reshape(-1), stride, n_words, lines, n_fields, table.n_items, np.zeros(1, dtype=np.int64), totals
-        )
-        pairs = np.empty((n_fields, table.n_items if self._fits_together else 0, stride), dtype=np.int32)
-        return words, lines, totals, pairs, table.n_rows
+        row = np.zeros(1, dtype=np.int64)
+        _count_columns(words.reshape(-1), stride, n_words, half, lines, n_fields, table.n_items, row, totals)
+        pairs = _room_for_joint(n_fields, table.n_items if self._fits_together else 0, stride)
+        return words, half, lines, totals, pairs, table.n_rows
 
     def prepare(self) -> None:
         _ = self._packed
@@ -568,11 +656,11 @@ class BitSets:
         """The slices of one piece of work to `lines`; how many."""
         table, sums = self._table, self._sums
         together = self.together(level) is not None
-        plain = sums.plain and lines.short
+        short = sums.plain and lines.short
         with self._rooms.one() as room:
             found: int = fill(
                 *self._packed, table.attribute, table.item_ids, level.prefixes, unit, together, level.must,
-                level.min_count, sums.targets, sums.terms, sums.weights, plain, *room,
+                level.min_count, sums.targets, sums.terms, sums.weights, short, HALF * self._halves, *room,
                 lines.items, lines.count, lines.scored, lines.total,
             )  # fmt: skip
         if level.depth == 2:
@@ -580,34 +668,40 @@ class BitSets:
                 self._rows_of_pairs += min(int(unit[3]), table.n_items) - int(unit[2])
         return found
 
+    def _room(self, depth: int) -> tuple[NDArray[Any], ...]:
+        """Arrays that one thread works in, as `fill` takes them; what is not used takes no memory."""
+        table, n_fields, fits_together = self._table, self._n_fields, self._fits_together
+        n_items = max(LANES, padded(table.n_items))
+        n_words = word_count(table.n_rows) + 2
+        most_words = word_count(int(table.item_count.max(initial=0))) + 2
+        widest = int(table.widths.max(initial=1)) if fits_together else 1
+        n_cells = widest * n_items**2 if fits_together else max(CELLS_AT_ONCE // n_fields, n_items)
+        return (
+            np.empty((depth, most_words * n_items + LANES), dtype=np.uint64),
+            np.empty((depth, most_words, padded(n_fields - 1)), dtype=np.uint64),
+            np.empty((depth + 1, n_items), dtype=np.int32),
+            np.empty((depth + 1, 4), dtype=np.int64),
+            np.empty((depth, n_fields, n_items), dtype=np.int32),
+            _room_for_joint(n_fields, n_items if fits_together else 0, n_items),
+            np.empty(n_fields * n_cells, dtype=np.int32),
+            np.empty((n_items, 2), dtype=np.int64),
+            np.empty((n_items, 2), dtype=np.int64),
+            np.empty(n_words, dtype=np.uint64),
+            np.empty((6, n_words), dtype=np.uint64),
+            np.empty(n_words, dtype=np.uint64),
+            np.empty(n_words, dtype=np.uint64),
+            np.empty(n_items, dtype=np.uint64),
+            np.empty(max(WORDS_IN_CACHE, 4 * n_items), dtype=np.uint64),
+            np.empty((self._sums.n_fields, n_items), dtype=np.int64),
+            np.empty((1, n_items), dtype=np.int32),
+            np.empty(n_items + 1, dtype=np.int64),
+            np.empty(n_items + 1, dtype=np.int64),
+            np.empty(n_items + 1, dtype=np.int64),
+            np.empty(n_items, dtype=np.int64),
+        )
 
-def _room(table: Encoded, depth: int, n_fields: int, fits_together: bool) -> tuple[NDArray[Any], ...]:
-    """Arrays that one thread works in, in the order in which `fill` takes them; what is not used takes no memory."""
-    n_items = max(LANES, padded(table.n_items))
-    n_words = word_count(table.n_rows) + 1
-    most_words = word_count(int(table.item_count.max(initial=0))) + 1
-    widest = int(table.widths.max(initial=1)) if fits_together else 1
-    rows_at_once = n_items if fits_together else min(n_items, max(1, CELLS_AT_ONCE // (n_fields * n_items)))
-    return (
-        np.empty((depth, most_words * n_items + LANES), dtype=np.uint64),
-        np.empty((depth, most_words, padded(n_fields)), dtype=np.uint64),
-        np.empty((depth + 1, n_items), dtype=np.int32),
-        np.empty((depth + 1, 3), dtype=np.int64),
-        np.empty((depth, n_fields, n_items), dtype=np.int32),
-        np.empty((n_fields, n_items if fits_together else 0, n_items), dtype=np.int32),
-        np.empty((widest, n_fields, rows_at_once, n_items), dtype=np.int32),
-        np.empty((n_items, 2), dtype=np.int64),
-        np.empty((n_items, 2), dtype=np.int64),
-        np.empty(n_words, dtype=np.uint64),
-        np.empty((6, n_words), dtype=np.uint64),
-        np.empty(n_words, dtype=np.uint64),
-        np.empty(n_words, dtype=np.uint64),
-        np.empty(n_items, dtype=np.uint64),
-        np.empty(max(WORDS_IN_CACHE, 4 * n_items), dtype=np.uint64),
-        np.empty((n_fields, n_items), dtype=np.int64),
-        np.empty((1, n_items), dtype=np.int32),
-        np.empty(n_items + 1, dtype=np.int64),
-        np.empty(n_items + 1, dtype=np.int64),
-        np.empty(n_items + 1, dtype=np.int64),
-        np.empty(n_items, dtype=np.int64),
-    )
+
+def _room_for_joint(n_fields: int, n_rows: int, stride: int) -> NDArray[np.int32]:
+    """Room for a joint count; a vector may be read past the last cell."""
+    size = n_fields * n_rows * stride
+    return np.empty(size + LANES, dtype=np.int32)[:size].reshape(n_fields, n_rows, stride)

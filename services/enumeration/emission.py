@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from services.enumeration.compiled import compiled
 from services.enumeration.fixed_point import ScoreColumn
 from services.enumeration.lattice import item_type
-from services.enumeration.vector import LANES, SHORT, put_frequent
+from services.enumeration.vector import LANES, SHORT
 
 SCORED, TOTAL = 0, 1
 u64 = np.uint64
@@ -140,26 +140,3 @@ def write(
             for s in range(n_chosen):
                 total[u64(at + s), k] = whole[u64(s)] * weight
     return at + n_chosen
-
-
-@compiled
-def write_frequent(
-    cells: Any, start: int, more: int, low: int, high: int, min_count: int, ids: Any, prefix: Any, last: int,
-    weights: Any, at: int, items: Any, width: int, count: Any, total: Any,
-) -> int:  # fmt: skip
-    """`frequent` and `write` at once, where `Sums.plain` and items are short, as `Lines.short` says.
-
-    cells: flat int32, rows of position j at start + j, their sum at more + j; low, high: positions; items: flat,
-    `width` a line; total: flat.
-    """
-    place = len(prefix) + 1
-    line = np.int64(-1)  # no item
-    for q in range(place, -1, -1):
-        item = 0 if q == place else last if q == place - 1 else prefix[q]
-        line = line << 16 | item
-    weight = weights[0] if len(weights) else 0.0
-    lines: int = put_frequent(
-        cells, start, more, low, high, min_count, line, ids, place, len(weights) > 0, weight, at, items, width, count,
-        total,
-    )  # fmt: skip
-    return lines

@@ -16,6 +16,7 @@ _WORD = ir.IntType(64)
 _VECTOR = ir.VectorType(_WORD, LANES)
 _COUNTS = ir.VectorType(ir.IntType(32), LANES)
 _BITS = 64
+HALF = 16  # bits of half a cell
 SHORT = 4  # items of a slice that fit a word
 _ITEMS = ir.VectorType(ir.IntType(16), SHORT * LANES)
 
@@ -43,32 +44,33 @@ def _ones(builder: Any, vector: Any) -> Any:
 
 def _meet(
     typing_context: Any, rows: Any, rows_from: Any, rows_stride: Any, columns: Any, from_: Any, stride: Any, n: Any,
-    fresh: Any, chosen: Any, some: Any, at_once: Any, above: Any, low: Any, high: Any, cells: Any,
+    half: Any, fresh: Any, chosen: Any, some: Any, at_once: Any, above: Any, low: Any, high: Any, cells: Any,
 ) -> Any:  # fmt: skip
     """cells[i - above][low..] += ones of row i & columns low..high - 1 over n words, for each i in chosen[some..].
 
     rows, columns: flat uint64, a word of row i at rows[rows_from + i], the next rows_stride further, and of column j
-    at columns[from_ + j]; low: a multiple of LANES, of which as many columns are taken as reach `high`; fresh: whether
-    what was in cells counts for nothing; chosen: int64, of which as many are taken as the tuple at_once is long;
+    at columns[from_ + j]; half: 0, or after how many of the n words a cell, which has counted in its lower half, takes
+    this in its upper half as well; low: a multiple of LANES, of which as many columns are taken as reach `high`; fresh:
+    whether what was in cells counts for nothing; chosen: int64, of which as many are taken as the tuple at_once has;
     cells: (rows, width) int32.
     """
     whole = types.int64
     signature = types.void(
-        rows, whole, whole, columns, whole, whole, whole, types.boolean, chosen, whole, at_once, whole, whole, whole,
-        cells,
+        rows, whole, whole, columns, whole, whole, whole, whole, types.boolean, chosen, whole, at_once, whole, whole,
+        whole, cells,
     )  # fmt: skip
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        (row_array, row_at, row_step, array, at, step, length, anew, row_numbers, start, _, over, begin, end,
-         target) = arguments  # fmt: skip
+        (row_array, row_at, row_step, array, at, step, length, first_part, anew, row_numbers, start, _, over, begin,
+         end, target) = arguments  # fmt: skip
         kinds = signature.args
-        target_data = context.make_array(kinds[14])(context, builder, target)
+        target_data = context.make_array(kinds[15])(context, builder, target)
         width = builder.extract_value(target_data.shape, 1)
         columns_at = _address(context, builder, kinds[3], array, at)
         lines, sources = [], []
-        for r in range(len(kinds[10])):
+        for r in range(len(kinds[11])):
             index = builder.add(start, ir.Constant(_WORD, r))
-            number = builder.load(_address(context, builder, kinds[8], row_numbers, index))
+            number = builder.load(_address(context, builder, kinds[9], row_numbers, index))
             sources.append(_address(context, builder, kinds[0], row_array, builder.add(row_at, number)))
             lines.append(builder.gep(target_data.data, [builder.mul(builder.sub(number, over), width)]))
         sums = [cgutils.alloca_once(builder, _VECTOR) for _ in lines]
@@ -81,15 +83,67 @@ def _meet(
                 for place, total in zip(places, sums, strict=True):
                     builder.store(builder.zext(builder.load(place, align=4), _VECTOR), total)
             column_at = builder.gep(columns_at, [column])
-            with cgutils.for_range(builder, length) as loop:
-                words = builder.load(_lanes(builder, builder.gep(column_at, [builder.mul(loop.index, step)])), align=8)
-                row_offset = builder.mul(loop.index, row_step)
-                for source, total in zip(sources, sums, strict=True):
-                    word = _splat(builder, builder.load(builder.gep(source, [row_offset])))
-                    ones = _ones(builder, builder.and_(words, word))
-                    builder.store(builder.add(builder.load(total), ones), total)
+
+            def add_words(begin_word: Any, end_word: Any, column_at: Any = column_at) -> None:
+                one = ir.Constant(_WORD, 1)
+                with cgutils.for_range_slice(builder, begin_word, end_word, one) as (word_number, _word):
+                    below = builder.gep(column_at, [builder.mul(word_number, step)])
+                    words = builder.load(_lanes(builder, below), align=8)
+                    row_offset = builder.mul(word_number, row_step)
+                    for source, total in zip(sources, sums, strict=True):
+                        word = _splat(builder, builder.load(builder.gep(source, [row_offset])))
+                        ones = _ones(builder, builder.and_(words, word))
+                        builder.store(builder.add(builder.load(total), ones), total)
+
+            with builder.if_then(builder.icmp_signed(">", first_part, ir.Constant(_WORD, 0))):
+                add_words(ir.Constant(_WORD, 0), first_part)
+                for total in sums:
+                    counted = builder.load(total)
+                    above_half = builder.shl(counted, ir.Constant(_VECTOR, [HALF] * LANES))
+                    builder.store(builder.add(counted, above_half), total)
+            add_words(first_part, length)
             for place, total in zip(places, sums, strict=True):
                 builder.store(builder.trunc(builder.load(total), _COUNTS), place, align=4)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+def _less(
+    typing_context: Any,
+    cells: Any,
+    to: Any,
+    whole: Any,
+    from_: Any,
+    others: Any,
+    step: Any,
+    n: Any,
+    low: Any,
+    high: Any,
+) -> Any:
+    """cells[to + j] = whole[from_ + j] less cells[others + k * step + j] for each k < n, for low <= j < high, and for
+    what more a multiple of LANES takes in before and after; cells, whole: flat int32.
+    """
+    place = types.int64
+    signature = types.void(cells, place, whole, place, place, place, place, place, place)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array, out, whole_array, whole_at, others_at, each, count, begin, end = arguments
+        kind, whole_kind = signature.args[0], signature.args[2]
+
+        def lanes(kind: Any, array: Any, at: Any) -> Any:
+            return builder.bitcast(_address(context, builder, kind, array, at), _COUNTS.as_pointer())
+
+        left = cgutils.alloca_once(builder, _COUNTS)
+        from_ = builder.and_(begin, ir.Constant(_WORD, -LANES))
+        with cgutils.for_range_slice(builder, from_, end, ir.Constant(_WORD, LANES)) as (j, _step):
+            builder.store(builder.load(lanes(whole_kind, whole_array, builder.add(whole_at, j)), align=4), left)
+            first = builder.add(others_at, j)
+            with cgutils.for_range(builder, count) as loop:
+                at = builder.add(first, builder.mul(loop.index, each))
+                other = builder.load(lanes(kind, array, at), align=4)
+                builder.store(builder.sub(builder.load(left), other), left)
+            builder.store(builder.load(left), lanes(kind, array, builder.add(out, j)), align=4)
         return context.get_dummy_value()
 
     return signature, generate
@@ -155,30 +209,37 @@ def _equal(typing_context: Any, codes: Any, a: Any, code: Any) -> Any:
 
 def _put_frequent(
     typing_context: Any, cells: Any, start: Any, more: Any, low: Any, high: Any, least: Any, line: Any, last: Any,
-    place: Any, with_sums: Any, weight: Any, at: Any, items: Any, width: Any, count: Any, total: Any,
+    place: Any, shift: Any, with_sums: Any, weight: Any, at: Any, items: Any, width: Any, count: Any, total: Any,
 ) -> Any:  # fmt: skip
     """Write the slices of cells low to high - 1 that have at least `least` rows from line `at`; the next free line.
 
     cells: flat int32, rows of cell j at start + j and, where `with_sums`, its sum at more + j, of which `weight` times
-    makes the total; line: what all slices have, 16 bits an item, 0 at `place`, which is of last[j], int32; items: flat
-    int16, `width` a line, at most SHORT; total: flat. From a multiple of LANES on LANES cells are read, and written to
+    makes the total; shift: HALF where rows are the lower half of a cell and its sum the upper, or 0; line: what all
+    slices have, 16 bits an item, 0 at `place`, which is of last[j], int32; items: flat int16, as many a line as the
+    tuple `width` is long, at most SHORT; total: flat. From a multiple of LANES on LANES cells are read, and written to
     as many lines, of which the next may be written over the last.
     """
     whole = types.int64
     signature = whole(
-        cells, whole, whole, whole, whole, types.int32, whole, last, whole, types.boolean, types.float64, whole, items,
-        whole, count, total,
+        cells, whole, whole, whole, whole, types.int32, whole, last, whole, types.int32, types.boolean, types.float64,
+        whole, items, width, count, total,
     )  # fmt: skip
     floats = ir.VectorType(ir.DoubleType(), LANES)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        (array, rows_at, sums_at, begin, end, fewest, all_have, item_array, lane, summed, factor, first, out_items,
-         items_each, out_count, out_total) = arguments  # fmt: skip
+        (array, rows_at, sums_at, begin, end, fewest, all_have, item_array, lane, above, summed, factor, first,
+         out_items, _, out_count, out_total) = arguments  # fmt: skip
         kinds = signature.args
+        n_items = len(kinds[14])
+        kept = [SHORT * s + i for s in range(LANES) for i in range(n_items)]
         next_line = cgutils.alloca_once_value(builder, first)
+        sums = cgutils.alloca_once(builder, _COUNTS)
         lowest, past = _splat(builder, begin), _splat(builder, end)
         least_rows, common = _splat(builder, fewest, _COUNTS), _splat(builder, all_have)
-        shift = _splat(builder, builder.mul(lane, ir.Constant(_WORD, 16)))
+        item_shift = _splat(builder, builder.mul(lane, ir.Constant(_WORD, 16)))
+        sum_shift = _splat(builder, above, _COUNTS)
+        row_bits = builder.lshr(ir.Constant(_COUNTS, [-1] * LANES), sum_shift)
+        apart = builder.icmp_signed("==", above, ir.Constant(above.type, 0))
         from_ = builder.and_(begin, ir.Constant(_WORD, -LANES))
         with cgutils.for_range_slice(builder, from_, end, ir.Constant(_WORD, LANES)) as (cell, _step):
             to = builder.load(next_line)
@@ -191,22 +252,28 @@ def _put_frequent(
                 address = _address(context, builder, kind, out, builder.mul(to, ir.Constant(_WORD, each)))
                 builder.store(values, builder.bitcast(address, values.type.as_pointer()), align=1)
 
-            rows = read(kinds[0], array, builder.add(rows_at, cell))
             number = builder.add(_splat(builder, cell), ir.Constant(_VECTOR, list(range(LANES))))
             inside = builder.and_(builder.icmp_signed(">=", number, lowest), builder.icmp_signed("<", number, past))
+            both = read(kinds[0], array, builder.add(rows_at, cell))
+            rows = builder.and_(both, row_bits)
             chosen = builder.and_(inside, builder.icmp_signed(">=", rows, least_rows))
-            own = builder.shl(builder.zext(read(kinds[7], item_array, cell), _VECTOR), shift)
+            own = builder.shl(builder.zext(read(kinds[7], item_array, cell), _VECTOR), item_shift)
             lines = builder.bitcast(_together(builder, builder.or_(own, common), chosen), _ITEMS)
-            for n in range(2, SHORT + 1):
-                with builder.if_then(builder.icmp_signed("==", items_each, ir.Constant(_WORD, n))):
-                    kept = [SHORT * s + i for s in range(LANES) for i in range(n)]
-                    short = builder.shuffle_vector(lines, lines, ir.Constant(_index(len(kept)), kept))
-                    put(short, kinds[12], out_items, n)
-            put(_together(builder, rows, chosen), kinds[14], out_count)
+            put(
+                builder.shuffle_vector(lines, lines, ir.Constant(_index(len(kept)), kept)),
+                kinds[13],
+                out_items,
+                n_items,
+            )
+            both = _together(builder, both, chosen)
+            put(builder.and_(both, row_bits), kinds[15], out_count)
             with builder.if_then(cgutils.as_bool_bit(builder, summed)):
-                sums = builder.sitofp(read(kinds[0], array, builder.add(sums_at, cell)), floats)
-                totals = builder.fmul(sums, _splat(builder, factor, floats))
-                put(_together(builder, totals, chosen), kinds[15], out_total)
+                builder.store(both, sums)
+                with builder.if_then(apart):
+                    other = read(kinds[0], array, builder.add(sums_at, cell))
+                    builder.store(_together(builder, other, chosen), sums)
+                totals = builder.sitofp(builder.lshr(builder.load(sums), sum_shift), floats)
+                put(builder.fmul(totals, _splat(builder, factor, floats)), kinds[16], out_total)
             found = builder.zext(builder.ctpop(builder.bitcast(chosen, ir.IntType(LANES))), _WORD)
             builder.store(builder.add(to, found), next_line)
         return builder.load(next_line)
@@ -221,13 +288,13 @@ def _index(lanes: int) -> Any:
 def _together(builder: Any, values: Any, chosen: Any) -> Any:
     """The lanes of `values` that are `chosen`, moved to the front."""
     kind = ir.FunctionType(values.type, [values.type, chosen.type, values.type])
-    lane = {_COUNTS: "i32", _VECTOR: "i64"}.get(values.type, "f64")
-    name = f"llvm.experimental.vector.compress.v{LANES}{lane}"
+    name = f"llvm.experimental.vector.compress.v{LANES}{values.type.element}"
     compress = cgutils.get_or_insert_function(builder.module, kind, name)
     return builder.call(compress, [values, chosen, ir.Constant(values.type, ir.Undefined)])
 
 
 meet: Any = intrinsic(_meet)
+less: Any = intrinsic(_less)
 move_together: Any = intrinsic(_move_together)
 equal: Any = intrinsic(_equal)
 put_frequent: Any = intrinsic(_put_frequent)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -59,6 +60,24 @@ class Judge(Protocol):
 KERNELS: tuple[Callable[[Encoded, int], Kernel], ...] = (BitSets, JointTables, RowLists)
 
 
+@dataclass(frozen=True)
+class Made:
+    """What came of one piece: slices, what the judge says of them, and what gives their arrays back."""
+
+    chunk: Slices
+    verdict: Any
+    give: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Depth:
+    """The work of one depth, in pieces; what is made of each is admitted in their order."""
+
+    pieces: list[NDArray[np.int64]]
+    work: Callable[[NDArray[np.int64]], Made]
+    admit: Callable[[Slices], Slices]
+
+
 class Walk:
     """One request: checked, estimated, encoded."""
 
@@ -105,9 +124,13 @@ class Walk:
     def all(self, threads: int) -> Slices:
         """All slices in one piece."""
         gathered = Gathered(self)
-        with Crew(threads, self._watch) as crew:
-            for chunk, _, give in self._chunks(crew, None):
-                crew.aside(gathered.adding(chunk, give))
+        crew = Crew(threads, self._watch)
+        for depth in self._depths(threads, None):
+
+            def place(made: Made, depth: Depth = depth) -> Callable[[], None]:
+                return gathered.adding(depth.admit(made.chunk), made.give)
+
+            crew.place(depth.pieces, depth.work, place)
         return gathered.slices()
 
     def borrowed(self, threads: int, judge: Judge | None = None) -> Iterator[tuple[Slices, Any]]:
@@ -116,13 +139,16 @@ class Walk:
         The arrays of a chunk are written over once the next is asked for. A judge sees every slice, also those
         without the attribute that must be there, but for the last depth.
         """
-        with Crew(threads, self._watch) as crew:
-            for chunk, verdict, give in self._chunks(crew, judge):
-                yield chunk, verdict
-                give()
+        crew = Crew(threads, self._watch)
+        for depth in self._depths(threads, judge):
+            for made in crew.each(depth.pieces, depth.work):
+                chunk = depth.admit(made.chunk)
+                if len(chunk):
+                    yield chunk, made.verdict
+                made.give()
 
-    def _chunks(self, crew: Crew, judge: Judge | None) -> Iterator[tuple[Slices, Any, Callable[[], None]]]:
-        """As `borrowed`, each with what gives its arrays back when nobody needs them any more."""
+    def _depths(self, threads: int, judge: Judge | None) -> Iterator[Depth]:
+        """The work of each depth, that of the next made of what is admitted of it."""
         found = 0
         prefixes = [self._root(), self._root()]
         for depth in range(1, self.depth + 1):
@@ -131,7 +157,10 @@ class Walk:
             is_prefix = 1 < depth <= self.depth - 2
             whole = depth < self.depth if judge is not None else depth <= self.depth - 2
             made: list[tuple[NDArray[np.int32], Counts]] = []
-            for chunk, verdict, give in self._depth_of(crew, depth, prefixes[depth - 2], whole, judge):
+
+            def admit(chunk: Slices, depth: int = depth, is_prefix: bool = is_prefix, made: Any = made) -> Slices:
+                nonlocal found
+                self._watch.done += 1
                 if is_prefix:
                     made.append((self.table.position[chunk.items[:, :depth]], chunk.count.copy()))
                 if judge is None and self._must_hold is not None:
@@ -139,10 +168,11 @@ class Walk:
                 found += len(chunk)
                 if found > self._max_slices:
                     raise self._too_large(max(self._estimate, found))
-                if len(chunk):
-                    yield chunk, verdict, give
-                else:
-                    give()
+                return chunk
+
+            pieces, work = self._work_of(threads, depth, prefixes[depth - 2], whole, judge)
+            self._watch.total += len(pieces)
+            yield Depth(pieces, work, admit)
             if depth == 1:
                 prefixes[1] = self._items_as_prefixes()
             elif is_prefix:
@@ -163,30 +193,30 @@ class Walk:
     def _root(self) -> Prefixes:
         return np.zeros((1, 0), dtype=np.int32), np.array([self.table.n_rows])
 
-    def _depth_of(
-        self,
-        crew: Crew,
-        depth: int,
-        prefixes: Prefixes,
-        whole: bool,
-        judge: Judge | None,
-    ) -> Iterator[tuple[Slices, Any, Callable[[], None]]]:
-        """Slices of `depth` pairs; unless `whole` only those with the attribute that must be there."""
+    def _work_of(
+        self, threads: int, depth: int, prefixes: Prefixes, whole: bool, judge: Judge | None
+    ) -> tuple[list[NDArray[np.int64]], Callable[[NDArray[np.int64]], Made]]:
+        """Pieces of the slices of `depth` pairs and what makes them; unless `whole` only those with the attribute that
+        must be there.
+        """
         table = self.table
+
+        def judged(chunk: Slices) -> Any:
+            return judge.of(depth, chunk) if judge is not None else None
+
         if depth == 1:
-            chunk = self._single()
-            yield chunk, judge.of(depth, chunk) if judge is not None else None, lambda: None
-            return
+            single = self._single()
+            return [NO_ITEM], lambda _: Made(single, judged(single), lambda: None)
         level = self._level(depth, prefixes, whole)
         most = level.most_slices()
         if not most.any():
-            return
+            return [], lambda _: Made(self._single(), None, lambda: None)
         # Two pairs are counted as three will be, so that the table is encoded for one kernel.
         decides = self._level(3, self._items_as_prefixes(), whole=True) if depth == 2 < self.depth else level
         kernel = min(self._kernels, key=lambda kernel: float(kernel.cost(decides).sum()))
         kernel.prepare()
         cost = kernel.cost(level)
-        share = float(cost.sum()) / (4 * crew.threads)
+        share = float(cost.sum()) / (4 * threads)
         together = kernel.together(level)
         pieces = cut(
             most,
@@ -196,19 +226,16 @@ class Walk:
             most_slices=CHUNK_SLICES,
             most_cost=min(max(share, LEAST_NANOSECONDS), MOST_NANOSECONDS),
         )
-        self._watch.total += len(pieces)
         largest = 0 if together is None else math.ceil(np.add.reduceat(most, together[:-1]).max())
         capacity = max(CHUNK_SLICES, table.n_items, largest)
         room = Idle(partial(self.lines, capacity))
 
-        def work(piece: NDArray[np.int64]) -> tuple[Lines, Slices, Any]:
+        def work(piece: NDArray[np.int64]) -> Made:
             lines = room.take()
             chunk = _first(lines, kernel.fill(level, piece, lines), table.any_unscored)
-            return lines, chunk, judge.of(depth, chunk) if judge is not None else None
+            return Made(chunk, judged(chunk), partial(room.give, lines))
 
-        for lines, chunk, verdict in crew.each(pieces, work):
-            self._watch.done += 1
-            yield chunk, verdict, partial(room.give, lines)
+        return pieces, work
 
     def _level(self, depth: int, prefixes: Prefixes, whole: bool) -> Level:
         must = NO_ITEM if whole or self._must is None else self._must

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, Generic, TypeVar
+from threading import Condition
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from services.enumeration.lattice import Cancel, Cancelled, Progress
 
+Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
 _ROWS_FOR_ONE = 1 << 15  # a pass over so many is over before other threads have begun
@@ -159,58 +161,104 @@ class Crew:
     def __init__(self, threads: int, watch: Watch) -> None:
         self.threads = threads
         self._watch = watch
-        self._ahead: deque[Future[Any]] = deque()
-        self._aside: deque[Callable[[], None]] = deque()
 
-    def __enter__(self) -> Crew:
-        return self
-
-    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
-        try:
-            if failed is None:
-                for _other in range(min(self.threads, len(self._aside)) - 1):
-                    self._ahead.append(pool(self.threads).submit(self._tidy))
-                self._tidy()
-                for future in self._ahead:
-                    if not future.cancel():
-                        future.result()
-        finally:
-            wait([future for future in self._ahead if not future.cancel()])
-
-    def each(self, pieces: list[NDArray[np.int64]], work: Callable[[NDArray[np.int64]], Result]) -> Iterator[Result]:
+    def each(self, pieces: Sequence[Piece], work: Callable[[Piece], Result]) -> Iterator[Result]:
         """Results of `work` in the order of `pieces`, a few of them ahead of the reader."""
-
-        def tidied(piece: NDArray[np.int64]) -> Result:
-            self._tidy()
-            return work(piece)
-
         if self.threads == 1 or len(pieces) < 2:
             for piece in pieces:
                 self._watch.look()
-                yield tidied(piece)
+                yield work(piece)
             return
-        for piece in pieces:
-            self._ahead.append(pool(self.threads).submit(tidied, piece))
-            if len(self._ahead) > self.threads:
-                yield self._next()
-        while self._ahead:
-            yield self._next()
+        ahead: deque[Future[Result]] = deque()
+        try:
+            for piece in pieces:
+                ahead.append(pool(self.threads).submit(work, piece))
+                if len(ahead) > self.threads:
+                    yield self._first(ahead)
+            while ahead:
+                yield self._first(ahead)
+        finally:
+            wait([future for future in ahead if not future.cancel()])
 
-    def aside(self, task: Callable[[], None]) -> None:
-        """Have a thread do `task` before its next piece of work, or at the latest before the crew is left."""
-        self._aside.append(task)
-
-    def _tidy(self) -> None:
-        while True:
-            try:
-                task = self._aside.popleft()
-            except IndexError:
-                return
-            task()
-
-    def _next(self) -> Any:
+    def _first(self, ahead: deque[Future[Result]]) -> Result:
         """The first result of those ahead, which stays among them while it is waited for: a caller may cancel."""
-        while not wait((self._ahead[0],), timeout=_LOOK_SECONDS).done:
+        while not wait((ahead[0],), timeout=_LOOK_SECONDS).done:
             self._watch.look()
         self._watch.look()
-        return self._ahead.popleft().result()
+        return ahead.popleft().result()
+
+    def place(
+        self,
+        pieces: Sequence[Piece],
+        work: Callable[[Piece], Result],
+        place: Callable[[Result], Callable[[], None]],
+    ) -> None:
+        """Do `work` for all `pieces`; `place` gets the results in their order, and what it returns is called beside.
+
+        Threads take the pieces by themselves, this one among them: to be handed each would take longer than some last.
+        """
+        line = _Line(pieces, work, place, ahead=2 * self.threads)
+        others = [pool(self.threads).submit(line.help, lambda: None) for _ in range(min(self.threads, len(pieces)) - 1)]
+        try:
+            line.help(self._watch.look)
+        finally:
+            wait([other for other in others if not other.cancel()])
+        line.check()
+
+
+class _Line(Generic[Piece, Result]):
+    """Pieces of work that threads take in turn, and their results, which wait for those before them."""
+
+    def __init__(
+        self,
+        pieces: Sequence[Piece],
+        work: Callable[[Piece], Result],
+        place: Callable[[Result], Callable[[], None]],
+        ahead: int,
+    ) -> None:
+        self._pieces, self._work, self._place, self._ahead = pieces, work, place, ahead
+        self._taken, self._placed = 0, 0
+        self._done: dict[int, Result] = {}
+        self._failed: BaseException | None = None
+        self._moved = Condition()
+
+    def help(self, look: Callable[[], None]) -> None:
+        """Take pieces until there are no more, or one has failed; `look` may raise."""
+        try:
+            while (number := self._next(look)) is not None:
+                look()
+                result = self._work(self._pieces[number])
+                for then in self._give(number, result):
+                    then()
+        except BaseException as error:  # noqa: BLE001  # raised by `check`, in the thread that asked
+            with self._moved:
+                self._failed = self._failed or error
+                self._moved.notify_all()
+
+    def check(self) -> None:
+        """Raise what a thread has met."""
+        if self._failed is not None:
+            raise self._failed
+
+    def _next(self, look: Callable[[], None]) -> int | None:
+        """The number of a piece that nobody has taken; few results wait for one that takes long."""
+        with self._moved:
+            while self._failed is None and self._taken < len(self._pieces):
+                if self._taken < self._placed + self._ahead:
+                    self._taken += 1
+                    return self._taken - 1
+                self._moved.wait(_LOOK_SECONDS)
+                look()
+            return None
+
+    def _give(self, number: int, result: Result) -> list[Callable[[], None]]:
+        """Hand in a result; what there is to do for those whose turn has come."""
+        with self._moved:
+            self._done[number] = result
+            then = []
+            while self._failed is None and self._placed in self._done:
+                then.append(self._place(self._done.pop(self._placed)))
+                self._placed += 1
+            if then:
+                self._moved.notify_all()
+            return then
