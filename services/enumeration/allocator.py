@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import DTypeLike, NDArray
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # as in malloc.h of glibc
 _KEPT_BYTES = 64 << 20  # of what is free at the end of an arena
@@ -21,3 +27,14 @@ def keep_freed_memory() -> None:
         return
     mallopt(_MMAP_THRESHOLD, _LARGEST_BYTES)
     mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+def from_arrow(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """An array with nothing in it, of Arrow's memory, which keeps also large pieces for a while when they are free.
+
+    The system clears pages before it hands them out, which takes longer than to write millions of slices to them.
+    Raises MemoryError.
+    """
+    kind = np.dtype(dtype)
+    size = math.prod(shape)
+    return np.frombuffer(pa.allocate_buffer(size * kind.itemsize), dtype=kind, count=size).reshape(shape)

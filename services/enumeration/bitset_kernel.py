@@ -588,14 +588,18 @@ class BitSets:
     @property
     def _slice_ns(self) -> float:
         """About, to write a slice down."""
-        return 1.6 if self._sums.plain else 5.0 + 2.5 * (self._sums.n_fields - 1)
+        return 0.45 if self._sums.plain else 5.0 + 2.5 * (self._sums.n_fields - 1)
+
+    def _count_ns(self, words: NDArray[np.float64]) -> NDArray[np.float64]:
+        """About, to count a cell of so many words."""
+        return self._n_fields * (words * CELL_WORD_NS + 0.45)
 
     def _one_by_one(self, level: Level) -> Plan:
         words, parents = level.rows / 64 + 1, level.parent_rows / 64 + 1
         projection = np.zeros(len(words))
         if level.depth > 2:
-            projection = parents * (level.parent_items * 2 * CELL_WORD_NS + level.items_after * 0.27 + 7)
-        return Plan(None, projection + level.cells * (words * self._n_fields * CELL_WORD_NS + self._slice_ns) + 300)
+            projection = parents * (level.parent_items * 2 * CELL_WORD_NS + level.items_after * 0.4 + 7) + 600
+        return Plan(None, projection + level.cells * (self._count_ns(words) + self._slice_ns) + 300)
 
     def _all_tags(self, level: Level) -> list[Plan]:
         """One plan, or none where a count would yield too many slices at once."""
@@ -607,10 +611,10 @@ class BitSets:
         known, most = np.add.reduceat(level.rows, together[:-1]), np.maximum.reduceat(level.rows, together[:-1])
         left_out = (level.rows == most[group]) & (known[group] == level.parent_rows)
         words, parents = level.rows / 64 + 1, level.parent_rows / 64 + 1
-        projection = parents * (level.parent_items * 0.27 + 7)
-        counting = level.parent_cells * (words * self._n_fields * CELL_WORD_NS * 0.8)
-        cost = np.where(left_out, 0.0, projection + counting)
-        return [Plan(together, cost + level.parent_cells * 0.9 + level.cells * self._slice_ns + 300)]
+        projection = parents * (level.parent_items * 0.4 + 7) + 500
+        follows = level.parent_cells * self._n_fields * 0.5
+        cost = np.where(left_out, follows, projection + level.parent_cells * 0.8 * self._count_ns(words))
+        return [Plan(together, cost + level.parent_cells * 0.1 + level.cells * self._slice_ns + 300)]
 
     @cached_property
     def _packed(self) -> tuple[Any, ...]:

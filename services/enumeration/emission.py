@@ -6,11 +6,12 @@ field adds to which result is said by `terms`, so that every kernel writes the s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from services.enumeration.compiled import compiled
 from services.enumeration.fixed_point import ScoreColumn
@@ -73,12 +74,20 @@ def sums_of(columns: list[ScoreColumn], any_unscored: bool, *, as_planes: bool) 
 class Lines:
     """Room for the slices of one work unit, used again for the next."""
 
-    def __init__(self, capacity: int, max_depth: int, n_items: int, n_columns: int, any_unscored: bool) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        max_depth: int,
+        n_items: int,
+        n_columns: int,
+        any_unscored: bool,
+        empty: Callable[[tuple[int, ...], DTypeLike], NDArray[Any]] = np.empty,
+    ) -> None:
         lines = capacity + LANES  # so many are written at a time, those that are not frequent behind the others
-        self.items = np.empty((lines, max_depth), dtype=item_type(n_items))
-        self.count = np.empty(lines, dtype=np.int32)
-        self.scored = np.empty((lines if any_unscored else 1, n_columns), dtype=np.int32)
-        self.total = np.empty((lines, n_columns))
+        self.items = empty((lines, max_depth), item_type(n_items))
+        self.count = empty((lines,), np.int32)
+        self.scored = empty((lines if any_unscored else 1, n_columns), np.int32)
+        self.total = empty((lines, n_columns), np.float64)
 
     @property
     def short(self) -> bool:

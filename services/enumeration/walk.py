@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from services.enumeration.allocator import from_arrow
 from services.enumeration.bitset_kernel import BitSets
 from services.enumeration.emission import Lines
 from services.enumeration.encoding import Encoded, encode
@@ -185,10 +186,13 @@ class Walk:
         """An upper bound of the slices of at most `depth` pairs, of a walk that is not refused."""
         return int(min(self._most[: max(depth, 0)].sum(), self._max_slices))
 
-    def lines(self, capacity: int) -> Lines:
-        """Room for so many slices of this walk."""
+    def lines(self, capacity: int, *, kept: bool = False) -> Lines:
+        """Room for so many slices of this walk; `kept` when it is what the caller gets."""
         table = self.table
-        return Lines(capacity, self.width, len(table.position), len(table.columns), table.any_unscored)
+        return Lines(
+            capacity, self.width, len(table.position), len(table.columns), table.any_unscored,
+            from_arrow if kept else np.empty,
+        )  # fmt: skip
 
     def _root(self) -> Prefixes:
         return np.zeros((1, 0), dtype=np.int32), np.array([self.table.n_rows])
@@ -283,7 +287,7 @@ class Gathered:
         self._any_unscored = walk.table.any_unscored
         # Pages that are never written to take no memory, so there is room for the most there can be.
         try:
-            self._lines = walk.lines(walk.most_lines(walk.depth))
+            self._lines = walk.lines(walk.most_lines(walk.depth), kept=True)
             self.beside = np.empty(len(self._lines.count))  # for what is told of each
         except MemoryError:
             raise walk.no_room() from None
