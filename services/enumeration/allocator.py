@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import mmap
 from typing import Any
 
 import numpy as np
@@ -38,3 +39,17 @@ def from_arrow(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     kind = np.dtype(dtype)
     size = math.prod(shape)
     return np.frombuffer(pa.allocate_buffer(size * kind.itemsize), dtype=kind, count=size).reshape(shape)
+
+
+def as_it_fills(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """An array of which what is written takes memory, to the next 4096 bytes: for what is small, but may be large.
+
+    Where numpy has it, the system hands memory out in two megabytes at a time. Raises MemoryError.
+    """
+    kind = np.dtype(dtype)
+    size = math.prod(shape)
+    try:
+        pages = mmap.mmap(-1, max(1, size * kind.itemsize), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError from error
+    return np.frombuffer(pages, dtype=kind, count=size).reshape(shape)

@@ -20,6 +20,7 @@ from services.enumeration.vector import LANES, SHORT
 
 SCORED, TOTAL = 0, 1
 u64 = np.uint64
+Empty = Callable[[tuple[int, ...], DTypeLike], NDArray[Any]]  # makes an array of a shape and a type
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Lines:
         n_items: int,
         n_columns: int,
         any_unscored: bool,
-        empty: Callable[[tuple[int, ...], DTypeLike], NDArray[Any]] = np.empty,
+        empty: Empty = np.empty,
     ) -> None:
         lines = capacity + LANES  # so many are written at a time, those that are not frequent behind the others
         self.items = empty((lines, max_depth), item_type(n_items))

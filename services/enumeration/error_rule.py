@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from services.enumeration.allocator import as_it_fills
 from services.enumeration.compiled import compiled
 from services.enumeration.lattice import Slices, item_type
 from services.enumeration.selection import rank_order, reordered, take
@@ -151,7 +152,7 @@ def judged_slices(
     With `top`, at least the first `top` by rank and not many more.
     """
     rule = ErrorRule(walk, column, overall, margin)
-    kept = Gathered(walk)
+    kept = Gathered(walk, as_it_fills)
     looked_at = 0
     for chunk, (lines, lowest) in walk.borrowed(threads, rule):
         rule.add(int((chunk.items[0] >= 0).sum()), chunk)

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from services.enumeration.allocator import from_arrow
 from services.enumeration.bitset_kernel import BitSets
-from services.enumeration.emission import Lines
+from services.enumeration.emission import Empty, Lines
 from services.enumeration.encoding import Encoded, encode
 from services.enumeration.joint_kernel import JointTables
 from services.enumeration.lattice import Codes, Counts, Slices, estimate_slices, item_type
@@ -29,6 +29,7 @@ from services.enumeration.work_units import Crew, Idle, Watch, cut, looking
 from shared.errors import TooLarge, invalid
 
 CHUNK_SLICES = 1 << 17  # about as many slices as one piece of work yields at most
+CHUNK_JUDGED = 1 << 16  # where few are kept, and those that are not are most of what memory holds
 LEAST_NANOSECONDS, MOST_NANOSECONDS = 4e5, 20e6  # that it takes, about
 NO_ITEM = np.zeros(2, dtype=np.int64)
 Prefixes = tuple[NDArray[np.int32], NDArray[Any]]  # positions of items (P, d), and rows of each
@@ -120,11 +121,12 @@ class Walk:
             )
             if self._estimate > max_slices:
                 raise self._too_large(self._estimate)
+        self._rooms: dict[int, Idle[Lines]] = {}
         self._kernels: list[Kernel] = [k for k in (kind(self.table, self.depth) for kind in KERNELS) if k.can()]
 
     def all(self, threads: int) -> Slices:
         """All slices in one piece."""
-        gathered = Gathered(self)
+        gathered = Gathered(self, from_arrow)
         crew = Crew(threads, self._watch)
         for depth in self._depths(threads, None):
 
@@ -186,13 +188,19 @@ class Walk:
         """An upper bound of the slices of at most `depth` pairs, of a walk that is not refused."""
         return int(min(self._most[: max(depth, 0)].sum(), self._max_slices))
 
-    def lines(self, capacity: int, *, kept: bool = False) -> Lines:
-        """Room for so many slices of this walk; `kept` when it is what the caller gets."""
-        table = self.table
-        return Lines(
-            capacity, self.width, len(table.position), len(table.columns), table.any_unscored,
-            from_arrow if kept else np.empty,
-        )  # fmt: skip
+    def lines(self, capacity: int, empty: Empty) -> Lines:
+        """Room for so many slices of this walk."""
+        return Lines(capacity, *self._kind_of_lines, empty)
+
+    def _room(self, capacity: int) -> Idle[Lines]:
+        """Rooms for so many slices; those of one depth serve the next."""
+        if capacity not in self._rooms:
+            self._rooms[capacity] = Idle(partial(Lines, capacity, *self._kind_of_lines))
+        return self._rooms[capacity]
+
+    @property
+    def _kind_of_lines(self) -> tuple[int, int, int, bool]:
+        return self.width, len(self.table.position), len(self.table.columns), self.table.any_unscored
 
     def _root(self) -> Prefixes:
         return np.zeros((1, 0), dtype=np.int32), np.array([self.table.n_rows])
@@ -222,17 +230,17 @@ class Walk:
         cost = kernel.cost(level)
         share = float(cost.sum()) / (4 * threads)
         together = kernel.together(level)
+        most_slices = CHUNK_SLICES if judge is None else CHUNK_JUDGED
         pieces = cut(
             most,
             cost,
             lambda p: level.by_row(table, p, float(cost[p])),
             together,
-            most_slices=CHUNK_SLICES,
+            most_slices=most_slices,
             most_cost=min(max(share, LEAST_NANOSECONDS), MOST_NANOSECONDS),
         )
         largest = 0 if together is None else math.ceil(np.add.reduceat(most, together[:-1]).max())
-        capacity = max(CHUNK_SLICES, table.n_items, largest)
-        room = Idle(partial(self.lines, capacity))
+        room = self._room(max(CHUNK_SLICES, table.n_items, largest))
 
         def work(piece: NDArray[np.int64]) -> Made:
             lines = room.take()
@@ -283,12 +291,12 @@ class Walk:
 class Gathered:
     """Slices of a walk in one piece, as they come."""
 
-    def __init__(self, walk: Walk) -> None:
+    def __init__(self, walk: Walk, empty: Empty) -> None:
         self._any_unscored = walk.table.any_unscored
         # Pages that are never written to take no memory, so there is room for the most there can be.
         try:
-            self._lines = walk.lines(walk.most_lines(walk.depth), kept=True)
-            self.beside = np.empty(len(self._lines.count))  # for what is told of each
+            self._lines = walk.lines(walk.most_lines(walk.depth), empty)
+            self.beside = empty((len(self._lines.count),), np.float64)  # for what is told of each
         except MemoryError:
             raise walk.no_room() from None
         self.found = 0
