@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ def reordered(
         columns.append(slices.scored)
     moved = np.empty(n, dtype=np.int16)
     for column in columns:
-        for part in column.view(np.int16).reshape(len(column), -1).T:
+        for part in column.reshape(len(column), math.prod(column.shape[1:])).view(np.int16).T:
             for start in range(0, n, _AT_ONCE):  # numpy makes eight bytes of each line it looks up
                 moved[start : start + _AT_ONCE] = part[order[start : start + _AT_ONCE]]
             part[:n] = moved

@@ -201,6 +201,9 @@ class Crew:
         others = [pool(self.threads).submit(line.help, lambda: None) for _ in range(min(self.threads, len(pieces)) - 1)]
         try:
             line.help(self._watch.look)
+            others = [other for other in others if not other.cancel()]
+            while wait(others, timeout=_LOOK_SECONDS).not_done:
+                line.look(self._watch.look)
         finally:
             wait([other for other in others if not other.cancel()])
         line.check()
@@ -231,9 +234,19 @@ class _Line(Generic[Piece, Result]):
                 for then in self._give(number, result):
                     then()
         except BaseException as error:  # noqa: BLE001  # raised by `check`, in the thread that asked
-            with self._moved:
-                self._failed = self._failed or error
-                self._moved.notify_all()
+            self._stop(error)
+
+    def look(self, look: Callable[[], None]) -> None:
+        """Where `look` raises, the others stop."""
+        try:
+            look()
+        except BaseException as error:  # noqa: BLE001  # raised by `check`, as what the others meet
+            self._stop(error)
+
+    def _stop(self, error: BaseException) -> None:
+        with self._moved:
+            self._failed = self._failed or error
+            self._moved.notify_all()
 
     def check(self) -> None:
         """Raise what a thread has met."""
