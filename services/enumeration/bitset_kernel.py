@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.enumeration.bitset import pack, word_count
-from services.enumeration.compiled import compiled, popcount
+from services.enumeration.compiled import compiled, inlined, popcount
 from services.enumeration.emission import Lines, frequent, sums_of, u64, write
 from services.enumeration.encoding import Encoded
 from services.enumeration.level import Level, Plan, ranges_of, runs
@@ -74,7 +74,7 @@ def pack_items(
             line[j] = 0
 
 
-@compiled
+@inlined
 def _plan_moves(mask: Any, n_words: int, steps: Any, left: Any, gaps: Any) -> None:
     """What moves by 1, 2, 4, … 32 when the bits of each mask word move together at the low end: steps (6, W)."""
     for w in range(n_words):
@@ -110,7 +110,7 @@ def _choose(
     return found
 
 
-@compiled
+@inlined
 def _project(
     words: Any, stride: int, n_words: int, half: int, planes: Any, at: int, chosen: Any, left: int, mask: Any,
     steps: Any, some: Any, gaps: Any, line: Any, out_words: Any, out_stride: int, out_planes: Any, size: Any,
@@ -157,7 +157,7 @@ def _project(
     size[0], size[1], size[2], size[3] = left, to, to if half == n_words else half_to, rows
 
 
-@compiled
+@inlined
 def _count_columns(
     words: Any, stride: int, n_words: int, half: int, planes: Any, n_fields: int, width: int, row: Any, totals: Any
 ) -> None:
@@ -171,7 +171,7 @@ def _count_columns(
         meet(flat_planes, -1, planes.shape[1], words, 0, stride, n_words, 0, True, row, 0, (0,), 0, 0, width, totals)
 
 
-@compiled
+@inlined
 def _below(
     words: Any, stride: int, n_words: int, half: int, planes: Any, n_fields: int, at: int, chosen: Any, left: int,
     mask: Any, steps: Any, some: Any, gaps: Any, line: Any, row: Any, out_words: Any, out_planes: Any, totals: Any,
@@ -226,7 +226,7 @@ def _most_common(positions: Any, items: Any, totals: Any, row_bits: int, n_rows:
     return most if known == n_rows and len(items) > 1 else -1
 
 
-@compiled
+@inlined
 def _divide(
     attribute: Any, positions: Any, low: int, high: int, ranges: Any, totals: Any, row_bits: int, n_rows: int,
     counted: Any, left_out: Any,
@@ -253,7 +253,7 @@ def _divide(
     return n_counted, n_left_out
 
 
-@compiled
+@inlined
 def _count(
     words: Any, stride: int, n_words: int, half: int, planes: Any, n_fields: int, attribute: Any, positions: Any,
     low: int, high: int, ranges: Any, totals: Any, row_bits: int, n_rows: int, masked: Any, counted: Any, left_out: Any,

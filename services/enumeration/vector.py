@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import binding, ir
+from llvmlite.ir.values import MDValue
 from numba import types
 from numba.core import cgutils as numba_cgutils
 from numba.extending import intrinsic
@@ -40,6 +41,25 @@ def _ones(builder: Any, vector: Any) -> Any:
     kind = ir.FunctionType(_VECTOR, [_VECTOR])
     count = cgutils.get_or_insert_function(builder.module, kind, f"llvm.ctpop.v{LANES}i64")
     return builder.call(count, [vector])
+
+
+class _LoopName(MDValue):  # type: ignore[misc]  # llvmlite has no types
+    """The name of a loop, by which LLVM is told of it: metadata whose first operand is itself."""
+
+    def __init__(self, module: Any, told: Any) -> None:
+        super().__init__(module, [], name=str(len(module.metadata)))
+        self.operands = (self, told)
+
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+
+def _keep_rolled(builder: Any, last: Any) -> None:
+    """Have the loop that ends with block `last` stay as short as it is: unrolled, it needs more registers than there
+    are, and most are over in a few turns.
+    """
+    told = builder.module.add_metadata([ir.MetaDataString(builder.module, "llvm.loop.unroll.disable")])
+    last.terminator.set_metadata("llvm.loop", _LoopName(builder.module, told))
 
 
 def _meet(
@@ -94,6 +114,8 @@ def _meet(
                         word = _splat(builder, builder.load(builder.gep(source, [row_offset])))
                         ones = _ones(builder, builder.and_(words, word))
                         builder.store(builder.add(builder.load(total), ones), total)
+                    last = builder.block
+                _keep_rolled(builder, last)
 
             with builder.if_then(builder.icmp_signed(">", first_part, ir.Constant(_WORD, 0))):
                 add_words(ir.Constant(_WORD, 0), first_part)
@@ -143,6 +165,8 @@ def _less(
                 at = builder.add(first, builder.mul(loop.index, each))
                 other = builder.load(lanes(kind, array, at), align=4)
                 builder.store(builder.sub(builder.load(left), other), left)
+                last = builder.block
+            _keep_rolled(builder, last)
             builder.store(builder.load(left), lanes(kind, array, builder.add(out, j)), align=4)
         return context.get_dummy_value()
 
