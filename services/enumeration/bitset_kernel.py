@@ -103,10 +103,9 @@ def _choose(
 ) -> int:  # fmt: skip
     """Columns first.. with at least min_count rows of column `at`; how many."""
     row[0] = at
-    meet(
-        words, 0, stride, words, 0, stride, n_words, 0, True, row, 0, (0,), at, first // LANES * LANES, width, counts
-    )  # fmt: skip
-    found: int = frequent(counts[0], first, width, min_count, chosen)
+    low = first // LANES * LANES
+    meet(words, 0, stride, words, 0, stride, n_words, 0, True, row, 0, (0,), low, width, counts, 0, 0)
+    found: int = frequent(counts, first, width, min_count, chosen)
     return found
 
 
@@ -159,23 +158,36 @@ def _project(
 
 @inlined
 def _count_columns(
+    words: Any, stride: int, n_words: int, half: int, planes: Any, n_fields: int, width: int, row: Any, every_row: Any,
+    totals: Any, n_items: int,
+) -> None:  # fmt: skip
+    """Rows and sums of each column: totals, n_items a field; every_row: a word of ones."""
+    row[0] = 0
+    meet(every_row, 0, 0, words, 0, stride, n_words, half, True, row, 0, (0,), 0, width, totals, 0, n_items)
+    if n_fields > 1:
+        flat_planes = planes.reshape(planes.size)
+        for f in range(1, n_fields):
+            row[0] = f
+            meet(
+                flat_planes, -1, planes.shape[1], words, 0, stride, n_words, 0, True, row, 0, (0,), 0, width, totals, 0,
+                n_items,
+            )  # fmt: skip
+
+
+@compiled
+def count_columns(
     words: Any, stride: int, n_words: int, half: int, planes: Any, n_fields: int, width: int, row: Any, totals: Any
 ) -> None:
-    """Rows and sums of each column: totals (F, width)."""
-    row[0] = 0
+    """`_count_columns` of the whole table."""
     every_row = np.full(1, ~np.uint64(0))
-    meet(every_row, 0, 0, words, 0, stride, n_words, half, True, row, 0, (0,), 0, 0, width, totals)
-    flat_planes = planes.reshape(planes.size)
-    for f in range(1, n_fields):
-        row[0] = f
-        meet(flat_planes, -1, planes.shape[1], words, 0, stride, n_words, 0, True, row, 0, (0,), 0, 0, width, totals)
+    _count_columns(words, stride, n_words, half, planes, n_fields, width, row, every_row, totals, stride)
 
 
 @inlined
 def _below(
     words: Any, stride: int, n_words: int, half: int, planes: Any, n_fields: int, at: int, chosen: Any, left: int,
-    mask: Any, steps: Any, some: Any, gaps: Any, line: Any, row: Any, out_words: Any, out_planes: Any, totals: Any,
-    size: Any,
+    mask: Any, steps: Any, some: Any, gaps: Any, line: Any, row: Any, every_row: Any, out_words: Any, out_planes: Any,
+    totals: Any, n_items: int, size: Any,
 ) -> None:  # fmt: skip
     """`_project`, and the rows and sums of what it leaves."""
     stride_below = _padded(left)
@@ -183,13 +195,9 @@ def _below(
         words, stride, n_words, half, planes, at, chosen, left, mask, steps, some, gaps, line, out_words, stride_below,
         out_planes, size,
     )  # fmt: skip
-    _count_columns(out_words, stride_below, size[1], size[2], out_planes, n_fields, left, row, totals)
-
-
-@compiled
-def _joint(room: Any, n_fields: int, n_rows: int, stride: int) -> Any:
-    """A joint count (F, rows, stride) in flat `room`; lines as short as can be stay in the cache."""
-    return room[: n_fields * n_rows * stride].reshape(n_fields, n_rows, stride)
+    _count_columns(
+        out_words, stride_below, size[1], size[2], out_planes, n_fields, left, row, every_row, totals, n_items
+    )  # fmt: skip
 
 
 @compiled
@@ -219,7 +227,7 @@ def _most_common(positions: Any, items: Any, totals: Any, row_bits: int, n_rows:
     """Which of `items` has most rows; -1 where it is alone, or some of the `n_rows` have none of them."""
     most, most_rows, known = 0, 0, 0
     for k in range(len(items)):
-        rows = totals[0, np.searchsorted(positions, items[k])] & row_bits
+        rows = totals[np.searchsorted(positions, items[k])] & row_bits
         known += rows
         if rows > most_rows:
             most, most_rows = k, rows
@@ -243,7 +251,7 @@ def _divide(
         while end < high and attribute[positions[end]] == a:
             counted[n_counted] = end
             n_counted += ranges[end, 0] < ranges[end, 1]
-            rows += totals[0, end] & row_bits
+            rows += totals[end] & row_bits
             end += 1
         if end > start + 1 and rows == n_rows and ranges[end - 1, 0] < ranges[end - 1, 1]:
             n_counted -= 1
@@ -256,11 +264,12 @@ def _divide(
 @inlined
 def _count(
     words: Any, stride: int, n_words: int, half: int, planes: Any, n_fields: int, attribute: Any, positions: Any,
-    low: int, high: int, ranges: Any, totals: Any, row_bits: int, n_rows: int, masked: Any, counted: Any, left_out: Any,
-    above: int, block: Any,
+    low: int, high: int, ranges: Any, totals: Any, n_items: int, row_bits: int, n_rows: int, masked: Any, counted: Any,
+    left_out: Any, cells: Any, origin: int, width: int, field: int,
 ) -> None:  # fmt: skip
-    """Joint counts block (F, rows, width or more) of rows low to high - 1, from line low - above, with the columns in
-    `ranges`; n_rows: rows there are; masked: room for words; counted, left_out: room for row numbers.
+    """Joint counts of rows low to high - 1 with the columns in `ranges`, of row i and column j at origin + i * width +
+    j of flat `cells`, and those of the next field `field` further; totals: n_items a field; n_rows: rows there are;
+    masked: room for words; counted, left_out: room for row numbers.
     """
     n_counted, n_left_out = _divide(
         attribute, positions, low, high, ranges, totals, row_bits, n_rows, counted, left_out
@@ -277,88 +286,73 @@ def _count(
                     plane, out = planes[word + w, f - 1], w * stride
                     for i in range(low, high):
                         masked[u64(out + i)] = words[u64(at + out + i)] & plane
-            fresh, some = word == 0, block[f]
+            fresh, start = word == 0, origin + f * field
             r = 0
             while r + 4 <= n_counted:
                 meet(
-                    rows, rows_at, stride, words, at, stride, n, first_half, fresh, counted, r, (0, 0, 0, 0), above,
-                    ranges[counted[r], 0] // LANES * LANES, ranges[counted[r + 3], 1], some,
+                    rows, rows_at, stride, words, at, stride, n, first_half, fresh, counted, r, (0, 0, 0, 0),
+                    ranges[counted[r], 0] // LANES * LANES, ranges[counted[r + 3], 1], cells, start, width,
                 )  # fmt: skip
                 r += 4
             while r < n_counted:
                 meet(
-                    rows, rows_at, stride, words, at, stride, n, first_half, fresh, counted, r, (0,), above,
-                    ranges[counted[r], 0] // LANES * LANES, ranges[counted[r], 1], some,
+                    rows, rows_at, stride, words, at, stride, n, first_half, fresh, counted, r, (0,),
+                    ranges[counted[r], 0] // LANES * LANES, ranges[counted[r], 1], cells, start, width,
                 )  # fmt: skip
                 r += 1
-    width = block.shape[2]
-    flat, flat_totals = block.reshape(block.size), totals.reshape(totals.size)
     for r in range(n_left_out):
         i = left_out[r]
         first = i
         while first > low and attribute[positions[first - 1]] == attribute[positions[i]]:
             first -= 1
         for f in range(n_fields):
-            above_field = (f * block.shape[1] - above) * width
+            start = origin + f * field
             less(
-                flat, above_field + i * width, flat_totals, f * totals.shape[1], above_field + first * width, width,
-                i - first, ranges[i, 0], ranges[i, 1],
+                cells, start + i * width, totals, f * n_items, start + first * width, width, i - first, ranges[i, 0],
+                ranges[i, 1],
             )  # fmt: skip
 
 
 @compiled
 def _emit_short(
-    block: Any, above: int, low: int, high: int, ranges: Any, ids: Any, min_count: int, prefix: Any, weights: Any,
-    shift: int, at: int, items: Any, each: Any, count: Any, total: Any,
+    cells: Any, origin: int, width: int, field: int, low: int, high: int, ranges: Any, ids: Any, min_count: int,
+    prefix: Any, weights: Any, shift: int, at: int, items: Any, each: Any, count: Any, total: Any,
 ) -> Any:  # fmt: skip
-    """`_emit` by vectors, for lines of items as short as the tuple `each`."""
-    cells, flat_items, flat_total = block.reshape(block.size), items.reshape(items.size), total.reshape(total.size)
-    width, place = block.shape[2], len(prefix) + 1
+    """`_emit` by vectors, for lines of items as short as the tuple `each`; items, total: flat."""
+    place = len(prefix) + 1
     common = np.int64(-1) << 16 * place << 16  # -1 for no item, 0 for two that are still to come
     for q in range(len(prefix)):
         common |= np.int64(prefix[q]) << 16 * q
-    more = 0 if shift else block.shape[1] * width
+    more = 0 if shift else field
     with_sums = len(weights) > 0
     weight = weights[0] if with_sums else 0.0
     for i in range(low, high):
-        start = (i - above) * width
+        start = origin + i * width
         line = common | np.int64(ids[u64(i)]) << 16 * (place - 1)
         at = put_frequent(
             cells, start, start + more, ranges[u64(i), 0], ranges[u64(i), 1], min_count, line, ids, place, shift,
-            with_sums, weight, at, flat_items, each, count, flat_total,
+            with_sums, weight, at, items, each, count, total,
         )  # fmt: skip
     return at
 
 
 @compiled
-def _emit(
-    block: Any, above: int, low: int, high: int, ranges: Any, ids: Any, min_count: int, prefix: Any, targets: Any,
-    terms: Any, weights: Any, short: bool, shift: int, chosen: Any, cells: Any, whole: Any, at: int, items: Any,
-    count: Any, scored: Any, total: Any,
+def _emit_long(
+    joint: Any, origin: int, width: int, field: int, low: int, high: int, ranges: Any, ids: Any, min_count: int,
+    prefix: Any, targets: Any, terms: Any, weights: Any, shift: int, chosen: Any, cells: Any, whole: Any, at: int,
+    items: Any, count: Any, scored: Any, total: Any,
 ) -> Any:  # fmt: skip
-    """The frequent cells of rows low to high - 1 as slices from line `at`; the next free line."""
-    if short and items.shape[1] == 2:
-        return _emit_short(
-            block, above, low, high, ranges, ids, min_count, prefix, weights, shift, at, items, (0, 0), count, total
-        )
-    if short and items.shape[1] == 3:
-        return _emit_short(
-            block, above, low, high, ranges, ids, min_count, prefix, weights, shift, at, items, (0, 0, 0), count, total
-        )
-    if short:
-        return _emit_short(
-            block, above, low, high, ranges, ids, min_count, prefix, weights, shift, at, items, (0, 0, 0, 0), count,
-            total,
-        )  # fmt: skip
+    """`_emit` where there are several sums, or long lines of items."""
     row_bits = ROW_BITS if shift else -1
     for i in range(low, high):
         a, b = ranges[i, 0], ranges[i, 1]
+        start = origin + i * width
         for f in range(cells.shape[0]):
             for j in range(a, b):
                 if shift:
-                    cells[f, j] = block[0, i - above, j] >> (shift * f) & row_bits
+                    cells[f, j] = joint[u64(start + j)] >> (shift * f) & row_bits
                 else:
-                    cells[f, j] = block[f, i - above, j]
+                    cells[f, j] = joint[u64(start + f * field + j)]
         n_chosen = frequent(cells[0], a, b, min_count, chosen)
         if n_chosen:
             at = write(
@@ -368,27 +362,60 @@ def _emit(
     return at
 
 
-@compiled
-def _take_away(flat: Any, n_fields: int, to: int, n: int, ranges: Any, n_rows: int, whole: Any, first: int) -> None:
-    """Joint count `to` of n, one behind another in `flat`: what the others leave of the whole, from row and column
-    `first`.
+@inlined
+def _emit(
+    joint: Any, origin: int, width: int, field: int, low: int, high: int, ranges: Any, ids: Any, min_count: int,
+    prefix: Any, targets: Any, terms: Any, weights: Any, short: int, shift: int, chosen: Any, cells: Any, whole: Any,
+    at: int, items: Any, flat_items: Any, count: Any, scored: Any, total: Any, flat_total: Any,
+) -> Any:  # fmt: skip
+    """The frequent cells of rows low to high - 1 as slices from line `at`; the next free line; joint: as `_count`
+    leaves it; short: items a line where these are short, or 0.
     """
-    flat_whole, stride = whole.reshape(whole.size), _padded(n_rows)
-    each = n_fields * n_rows * stride
+    if short == 2:
+        return _emit_short(
+            joint, origin, width, field, low, high, ranges, ids, min_count, prefix, weights, shift, at, flat_items,
+            (0, 0), count, flat_total,
+        )  # fmt: skip
+    if short == 3:
+        return _emit_short(
+            joint, origin, width, field, low, high, ranges, ids, min_count, prefix, weights, shift, at, flat_items,
+            (0, 0, 0), count, flat_total,
+        )  # fmt: skip
+    if short == 4:
+        return _emit_short(
+            joint, origin, width, field, low, high, ranges, ids, min_count, prefix, weights, shift, at, flat_items,
+            (0, 0, 0, 0), count, flat_total,
+        )  # fmt: skip
+    return _emit_long(
+        joint, origin, width, field, low, high, ranges, ids, min_count, prefix, targets, terms, weights, shift, chosen,
+        cells, whole, at, items, count, scored, total,
+    )  # fmt: skip
+
+
+@inlined
+def _take_away(
+    cells: Any, n_fields: int, to: int, n: int, ranges: Any, n_rows: int, whole: Any, stride: int, n_lines: int,
+    first: int,
+) -> None:  # fmt: skip
+    """Joint count `to` of n, one behind another in `cells`: what the others leave of the whole, lines of `stride` and
+    n_lines a field, from row and column `first`.
+    """
+    width = _padded(n_rows)
+    each = n_fields * n_rows * width
     for f in range(n_fields):
         for i in range(n_rows):
-            at = (f * n_rows + i) * stride
+            at = (f * n_rows + i) * width
             out = to * each + at
-            whole_at = (f * whole.shape[1] + i + first) * whole.shape[2] + first
-            less(flat, out, flat_whole, whole_at, at, each, to, ranges[i, 0], n_rows)
-            less(flat, out, flat, out, out + each, each, n - to - 1, ranges[i, 0], n_rows)
+            whole_at = (f * n_lines + i + first) * stride + first
+            less(cells, out, whole, whole_at, at, each, to, ranges[i, 0], n_rows)
+            less(cells, out, cells, out, out + each, each, n - to - 1, ranges[i, 0], n_rows)
 
 
 @compiled
 def fill(
     words: Any, half: int, planes: Any, all_totals: Any, pairs: Any, n_rows: int, attribute: Any, item_ids: Any,
     prefixes: Any, unit: Any, together: bool, must: Any, min_count: int, targets: Any, terms: Any, weights: Any,
-    short: bool, shift: int, stack_words: Any, stack_planes: Any, stack_positions: Any, stack_sizes: Any,
+    short: int, shift: int, stack_words: Any, stack_planes: Any, stack_positions: Any, stack_sizes: Any,
     stack_totals: Any, base: Any, room: Any, ranges: Any, wanted: Any, mask: Any, steps: Any, left_bits: Any, gaps: Any,
     line: Any, masked: Any, cells: Any, counts: Any, counted: Any, left_out: Any, chosen: Any, whole: Any,
     items: Any, count: Any, scored: Any, total: Any,
@@ -400,13 +427,18 @@ def fill(
     more) joint counts of two items, filled here where prefixes are empty, or without lines; attribute, item_ids: (I,)
     of the frequent items; prefixes: (P, d - 2) int32 positions of these, sorted; unit: prefixes [0] to [1], and the
     rows of their joint counts that are of items [2] to [3]; together: whether prefixes that differ in the tag of their
-    last attribute are counted together; must: items [0] to [1] of which each slice holds one, or 0 and 0; short:
-    whether vectors of slices can be written; shift: HALF where rows and sums are the halves of a cell, or 0; stack_*:
-    the projection for each pair of the current prefix; base: (F, I, I or more) joint counts below a prefix less its
-    last pair; room: flat, for joint counts of as many rows as go in.
+    last attribute are counted together; must: items [0] to [1] of which each slice holds one, or 0 and 0; short: items
+    a line where vectors of slices can be written, or 0; shift: HALF where rows and sums are the halves of a cell, or 0;
+    stack_*: the projection for each pair of the current prefix; base: (F, I, I or more) joint counts below a prefix
+    less its last pair; room: flat, for joint counts of as many rows as go in.
     """
     depth = prefixes.shape[1]
-    n_fields = all_totals.shape[0]
+    n_fields, n_items = all_totals.shape
+    n_lines = len(item_ids)
+    every_row = np.full(1, ~np.uint64(0))
+    flat_all, flat_pairs = all_totals.reshape(n_fields * n_items), pairs.reshape(pairs.size)
+    flat_base = base.reshape(base.size)
+    flat_items, flat_total = items.reshape(items.size), total.reshape(total.size)
     current = np.full(depth, -1, dtype=np.int32)
     prefix_ids = np.empty(depth, dtype=np.int32)
     ids = np.empty(_padded(len(item_ids)), dtype=np.int32)
@@ -449,7 +481,8 @@ def fill(
                 stack_positions[q + 1, j] = positions[chosen[j]]
             _below(
                 above_words, stride, n_words, n_first, above_planes, n_fields, here, chosen, left, mask, steps,
-                left_bits, gaps, line, row, stack_words[q], stack_planes[q], stack_totals[q], stack_sizes[q + 1],
+                left_bits, gaps, line, row, every_row, stack_words[q], stack_planes[q], stack_totals[q], n_items,
+                stack_sizes[q + 1],
             )  # fmt: skip
         q = n_looked_up
         width, n_words, n_first, rows = stack_sizes[q, 0], stack_sizes[q, 1], stack_sizes[q, 2], stack_sizes[q, 3]
@@ -457,7 +490,7 @@ def fill(
         some_words = flat if q == 0 else stack_words[q - 1]
         some_planes = planes if q == 0 else stack_planes[q - 1]
         stride = all_stride if q == 0 else _padded(width)
-        totals = all_totals if q == 0 else stack_totals[q - 1]
+        totals = flat_all if q == 0 else stack_totals[q - 1]
         for k in range(depth):
             prefix_ids[k] = item_ids[prefixes[p, k]]
         if not together:
@@ -465,30 +498,32 @@ def fill(
                 ids[j] = item_ids[positions[j]]
             low, high = np.searchsorted(positions, unit[2]), np.searchsorted(positions, unit[3])
             ranges_of(attribute, positions, must, held, ranges)
-            keep_pairs = depth == 0 and pairs.shape[1] > 0
-            if keep_pairs:
+            if depth == 0 and pairs.shape[1] > 0:
                 ranges_of(attribute, positions, everything, True, wanted)
                 _count(
                     some_words, stride, n_words, n_first, some_planes, n_fields, attribute, positions, low, high,
-                    wanted, totals, row_bits, rows, masked, counted, left_out, 0, pairs,
+                    wanted, totals, n_items, row_bits, rows, masked, counted, left_out, flat_pairs, 0, n_items,
+                    n_lines * n_items,
                 )  # fmt: skip
                 at = _emit(
-                    pairs, 0, low, high, ranges, ids, min_count, prefix_ids, targets, terms, weights, short, shift,
-                    chosen, cells, whole, at, items, count, scored, total,
+                    flat_pairs, 0, n_items, n_lines * n_items, low, high, ranges, ids, min_count, prefix_ids, targets,
+                    terms, weights, short, shift, chosen, cells, whole, at, items, flat_items, count, scored, total,
+                    flat_total,
                 )  # fmt: skip
-            else:
-                step = max(1, min(high - low, len(room) // max(1, n_fields * stride)))
-                for begin in range(low, high, step):
-                    stop = min(begin + step, high)
-                    block = _joint(room, n_fields, stop - begin, stride)
-                    _count(
-                        some_words, stride, n_words, n_first, some_planes, n_fields, attribute, positions, begin, stop,
-                        ranges, totals, row_bits, rows, masked, counted, left_out, begin, block,
-                    )  # fmt: skip
-                    at = _emit(
-                        block, begin, begin, stop, ranges, ids, min_count, prefix_ids, targets, terms, weights, short,
-                        shift, chosen, cells, whole, at, items, count, scored, total,
-                    )  # fmt: skip
+                p = end
+                continue
+            step = max(1, min(high - low, len(room) // max(1, n_fields * stride)))
+            for begin in range(low, high, step):
+                stop, origin, field = min(begin + step, high), -begin * stride, step * stride
+                _count(
+                    some_words, stride, n_words, n_first, some_planes, n_fields, attribute, positions, begin, stop,
+                    ranges, totals, n_items, row_bits, rows, masked, counted, left_out, room, origin, stride, field,
+                )  # fmt: skip
+                at = _emit(
+                    room, origin, stride, field, begin, stop, ranges, ids, min_count, prefix_ids, targets, terms,
+                    weights, short, shift, chosen, cells, whole, at, items, flat_items, count, scored, total,
+                    flat_total,
+                )  # fmt: skip
             p = end
             continue
         if q and not based:
@@ -496,9 +531,9 @@ def fill(
             ranges_of(attribute, positions, everything, True, wanted)
             _count(
                 some_words, stride, n_words, n_first, some_planes, n_fields, attribute, positions, 0, width, wanted,
-                totals, row_bits, rows, masked, counted, left_out, 0, base,
+                totals, n_items, row_bits, rows, masked, counted, left_out, flat_base, 0, n_items, n_lines * n_items,
             )  # fmt: skip
-        whole_counts = base if q else pairs
+        whole_counts = flat_base if q else flat_pairs
         first = _after(attribute, positions, attribute[prefixes[p, depth - 1]])
         left = width - first
         for j in range(left):
@@ -506,7 +541,7 @@ def fill(
             ids[j] = item_ids[positions[first + j]]
         below = positions[first:]
         stride_below = _padded(left)
-        n_cells = n_fields * left * stride_below
+        field = left * stride_below
         ranges_of(attribute, below, everything, True, wanted)
         tags = prefixes[p:end, depth - 1]
         most = _most_common(positions, tags, totals, row_bits, rows)
@@ -516,22 +551,22 @@ def fill(
             here, size = np.searchsorted(positions, tags[k]), stack_sizes[q + 1]
             _below(
                 some_words, stride, n_words, n_first, some_planes, n_fields, here, chosen, left, mask, steps, left_bits,
-                gaps, line, row, stack_words[q], stack_planes[q], stack_totals[q], size,
+                gaps, line, row, every_row, stack_words[q], stack_planes[q], stack_totals[q], n_items, size,
             )  # fmt: skip
             _count(
                 stack_words[q], stride_below, size[1], size[2], stack_planes[q], n_fields, attribute, below, 0, left,
-                wanted, stack_totals[q], row_bits, size[3], masked, counted, left_out, 0,
-                _joint(room[k * n_cells :], n_fields, left, stride_below),
+                wanted, stack_totals[q], n_items, row_bits, size[3], masked, counted, left_out, room,
+                k * n_fields * field, stride_below, field,
             )  # fmt: skip
         if most >= 0:
-            _take_away(room, n_fields, most, len(tags), wanted, left, whole_counts, first)
+            _take_away(room, n_fields, most, len(tags), wanted, left, whole_counts, n_items, n_lines, first)
         ranges_of(attribute, below, must, held, ranges)
         for k in range(len(tags)):
             prefix_ids[depth - 1] = item_ids[tags[k]]
             at = _emit(
-                _joint(room[k * n_cells :], n_fields, left, stride_below), 0, 0, left, ranges, ids, min_count,
-                prefix_ids, targets, terms, weights, short, shift, chosen, cells, whole, at, items, count, scored,
-                total,
+                room, k * n_fields * field, stride_below, field, 0, left, ranges, ids, min_count, prefix_ids, targets,
+                terms, weights, short, shift, chosen, cells, whole, at, items, flat_items, count, scored, total,
+                flat_total,
             )  # fmt: skip
         p = end
     return at
@@ -649,7 +684,7 @@ class BitSets:
             lines[:, : n_fields - 1] = pack(np.array(planes)).T
         totals = np.empty((n_fields, stride), dtype=np.int32)
         row = np.zeros(1, dtype=np.int64)
-        _count_columns(words.reshape(-1), stride, n_words, half, lines, n_fields, table.n_items, row, totals)
+        count_columns(words.reshape(-1), stride, n_words, half, lines, n_fields, table.n_items, row, totals.reshape(-1))
         pairs = _room_for_joint(n_fields, table.n_items if self._fits_together else 0, stride)
         return words, half, lines, totals, pairs, table.n_rows
 
@@ -660,7 +695,7 @@ class BitSets:
         """The slices of one piece of work to `lines`; how many."""
         table, sums = self._table, self._sums
         together = self.together(level) is not None
-        short = sums.plain and lines.short
+        short = lines.items.shape[1] if sums.plain and lines.short else 0
         with self._rooms.one() as room:
             found: int = fill(
                 *self._packed, table.attribute, table.item_ids, level.prefixes, unit, together, level.must,
@@ -685,7 +720,7 @@ class BitSets:
             np.empty((depth, most_words, padded(n_fields - 1)), dtype=np.uint64),
             np.empty((depth + 1, n_items), dtype=np.int32),
             np.empty((depth + 1, 4), dtype=np.int64),
-            np.empty((depth, n_fields, n_items), dtype=np.int32),
+            np.empty((depth, n_fields * n_items), dtype=np.int32),
             _room_for_joint(n_fields, n_items if fits_together else 0, n_items),
             np.empty(n_fields * n_cells, dtype=np.int32),
             np.empty((n_items, 2), dtype=np.int64),
@@ -697,7 +732,7 @@ class BitSets:
             np.empty(n_items, dtype=np.uint64),
             np.empty(max(WORDS_IN_CACHE, 4 * n_items), dtype=np.uint64),
             np.empty((self._sums.n_fields, n_items), dtype=np.int64),
-            np.empty((1, n_items), dtype=np.int32),
+            np.empty(n_items, dtype=np.int32),
             np.empty(n_items + 1, dtype=np.int64),
             np.empty(n_items + 1, dtype=np.int64),
             np.empty(n_items + 1, dtype=np.int64),

@@ -64,35 +64,35 @@ def _keep_rolled(builder: Any, last: Any) -> None:
 
 def _meet(
     typing_context: Any, rows: Any, rows_from: Any, rows_stride: Any, columns: Any, from_: Any, stride: Any, n: Any,
-    half: Any, fresh: Any, chosen: Any, some: Any, at_once: Any, above: Any, low: Any, high: Any, cells: Any,
+    half: Any, fresh: Any, chosen: Any, some: Any, at_once: Any, low: Any, high: Any, cells: Any, origin: Any,
+    width: Any,
 ) -> Any:  # fmt: skip
-    """cells[i - above][low..] += ones of row i & columns low..high - 1 over n words, for each i in chosen[some..].
+    """cells[origin + i * width + j] += ones of row i & column j over n words, for each i in chosen[some..].
 
     rows, columns: flat uint64, a word of row i at rows[rows_from + i], the next rows_stride further, and of column j
     at columns[from_ + j]; half: 0, or after how many of the n words a cell, which has counted in its lower half, takes
     this in its upper half as well; low: a multiple of LANES, of which as many columns are taken as reach `high`; fresh:
     whether what was in cells counts for nothing; chosen: int64, of which as many are taken as the tuple at_once has;
-    cells: (rows, width) int32.
+    cells: flat int32.
     """
     whole = types.int64
     signature = types.void(
         rows, whole, whole, columns, whole, whole, whole, whole, types.boolean, chosen, whole, at_once, whole, whole,
-        whole, cells,
+        cells, whole, whole,
     )  # fmt: skip
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        (row_array, row_at, row_step, array, at, step, length, first_part, anew, row_numbers, start, _, over, begin,
-         end, target) = arguments  # fmt: skip
+        (row_array, row_at, row_step, array, at, step, length, first_part, anew, row_numbers, start, _, begin, end,
+         target, first_line, each) = arguments  # fmt: skip
         kinds = signature.args
-        target_data = context.make_array(kinds[15])(context, builder, target)
-        width = builder.extract_value(target_data.shape, 1)
         columns_at = _address(context, builder, kinds[3], array, at)
         lines, sources = [], []
         for r in range(len(kinds[11])):
             index = builder.add(start, ir.Constant(_WORD, r))
             number = builder.load(_address(context, builder, kinds[9], row_numbers, index))
             sources.append(_address(context, builder, kinds[0], row_array, builder.add(row_at, number)))
-            lines.append(builder.gep(target_data.data, [builder.mul(builder.sub(number, over), width)]))
+            line = builder.add(first_line, builder.mul(number, each))
+            lines.append(_address(context, builder, kinds[14], target, line))
         sums = [cgutils.alloca_once(builder, _VECTOR) for _ in lines]
         keep = builder.not_(cgutils.as_bool_bit(builder, anew))
         with cgutils.for_range_slice(builder, begin, end, ir.Constant(_WORD, LANES)) as (column, _):
