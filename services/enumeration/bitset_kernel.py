@@ -640,7 +640,7 @@ class BitSets:
         """One plan, or none where a count would yield too many slices at once."""
         last = self._table.attribute[level.prefixes[:, -1]]
         together = runs(level, last)
-        if np.add.reduceat(level.most_slices(), together[:-1]).max() > MOST_SLICES:
+        if np.add.reduceat(level.most_slices, together[:-1]).max() > MOST_SLICES:
             return []
         group = np.repeat(np.arange(len(together) - 1), np.diff(together))
         known, most = np.add.reduceat(level.rows, together[:-1]), np.maximum.reduceat(level.rows, together[:-1])

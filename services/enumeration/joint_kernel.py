@@ -492,7 +492,7 @@ class JointTables:
         groups = len(self._groups) - 1 - lead
         tables = groups * (groups + 1) / 2 * self._groups.nanoseconds(3, level.parent_rows) * self._n_words
         scan = level.parent_rows * (2 + groups) if level.depth > 3 else 0.0
-        if np.add.reduceat(level.most_slices(), together[:-1]).max() > MOST_SLICES:
+        if np.add.reduceat(level.most_slices, together[:-1]).max() > MOST_SLICES:
             return []
         shared = (scan + tables + 300) / np.repeat(np.diff(together), np.diff(together))
         return [Plan(together, shared + level.cells * 2.0)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ class Level:
     min_count: int
     must: NDArray[np.int64]
 
+    @cached_property
     def most_slices(self) -> NDArray[np.float64]:
         """An upper bound of the slices below each prefix (P,)."""
         pairs_of_attributes = self.attributes_after * (self.attributes_after - 1) / 2

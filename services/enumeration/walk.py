@@ -220,7 +220,7 @@ class Walk:
             single = self._single()
             return [NO_ITEM], lambda _: Made(single, judged(single), lambda: None)
         level = self._level(depth, prefixes, whole)
-        most = level.most_slices()
+        most = level.most_slices
         if not most.any():
             return [], lambda _: Made(self._single(), None, lambda: None)
         # Two pairs are counted as three will be, so that the table is encoded for one kernel.

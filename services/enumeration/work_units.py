@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -71,7 +72,7 @@ def cut(
     """
     every_row = np.iinfo(np.int32).max
     ends = np.arange(len(prefix_slices) + 1) if together is None else together
-    slices, costs = np.cumsum(prefix_slices)[ends[1:] - 1], np.cumsum(prefix_cost)[ends[1:] - 1]
+    slices, costs = (np.cumsum(values)[ends[1:] - 1].tolist() for values in (prefix_slices, prefix_cost))
     pieces: list[NDArray[np.int64]] = []
     start = 0
     while start < len(slices):
@@ -81,7 +82,7 @@ def cut(
             pieces.append(np.array([ends[start], ends[stop], 0, every_row]))
         else:
             stop = start + 1
-            row_slices, row_costs = (np.cumsum(values) for values in rows_of(start))
+            row_slices, row_costs = (np.cumsum(values).tolist() for values in rows_of(start))
             row = 0
             while row < len(row_slices):
                 end = max(row + 1, _reach(row_slices, row, most_slices, row_costs, most_cost))
@@ -91,10 +92,10 @@ def cut(
     return pieces
 
 
-def _reach(a: NDArray[np.float64], start: int, most_a: float, b: NDArray[np.float64], most_b: float) -> int:
+def _reach(a: list[float], start: int, most_a: float, b: list[float], most_b: float) -> int:
     """First index past `start` at which one of the running sums has grown by more than its limit."""
     base_a, base_b = (a[start - 1], b[start - 1]) if start else (0.0, 0.0)
-    return int(min(np.searchsorted(a, base_a + most_a, "right"), np.searchsorted(b, base_b + most_b, "right")))
+    return min(bisect_right(a, base_a + most_a), bisect_right(b, base_b + most_b))
 
 
 @cache
