@@ -100,8 +100,8 @@ class ErrorRule:
         self._n = 0
         # Pages that are never written to take no memory, so there is room for the most there can be.
         try:
-            self._last = np.empty(walk.most_lines(walk.depth - 1), dtype=item_type(n_items))
-            self._mean = np.empty(len(self._last))
+            self._last = as_it_fills((walk.most_lines(walk.depth - 1),), item_type(n_items))
+            self._mean = as_it_fills(self._last.shape, np.float64)
             self._children = np.zeros(walk.most_lines(walk.depth - 2) + 1, dtype=np.int64)
         except MemoryError:
             raise walk.no_room() from None

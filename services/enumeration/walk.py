@@ -28,8 +28,7 @@ from services.enumeration.selection import holding, take
 from services.enumeration.work_units import Crew, Idle, Watch, cut, looking
 from shared.errors import TooLarge, invalid
 
-CHUNK_SLICES = 1 << 17  # about as many slices as one piece of work yields at most
-CHUNK_JUDGED = 1 << 16  # where few are kept, and those that are not are most of what memory holds
+CHUNK_SLICES = 1 << 17  # about as many slices as one piece of work yields at most, where they are read in pieces
 LEAST_NANOSECONDS, MOST_NANOSECONDS = 4e5, 20e6  # that it takes, about
 NO_ITEM = np.zeros(2, dtype=np.int64)
 Prefixes = tuple[NDArray[np.int32], NDArray[Any]]  # positions of items (P, d), and rows of each
@@ -128,7 +127,7 @@ class Walk:
         """All slices in one piece."""
         gathered = Gathered(self, from_arrow)
         crew = Crew(threads, self._watch)
-        for depth in self._depths(threads, None):
+        for depth in self._depths(threads, None, 2 * CHUNK_SLICES):
 
             def place(made: Made, depth: Depth = depth) -> Callable[[], None]:
                 return gathered.adding(depth.admit(made.chunk), made.give)
@@ -143,14 +142,16 @@ class Walk:
         without the attribute that must be there, but for the last depth.
         """
         crew = Crew(threads, self._watch)
-        for depth in self._depths(threads, judge):
+        # Where few are kept, those that are not are most of what memory holds.
+        most_slices = CHUNK_SLICES if judge is None else CHUNK_SLICES // 2
+        for depth in self._depths(threads, judge, most_slices):
             for made in crew.each(depth.pieces, depth.work):
                 chunk = depth.admit(made.chunk)
                 if len(chunk):
                     yield chunk, made.verdict
                 made.give()
 
-    def _depths(self, threads: int, judge: Judge | None) -> Iterator[Depth]:
+    def _depths(self, threads: int, judge: Judge | None, most_slices: int) -> Iterator[Depth]:
         """The work of each depth, that of the next made of what is admitted of it."""
         found = 0
         prefixes = [self._root(), self._root()]
@@ -173,7 +174,7 @@ class Walk:
                     raise self._too_large(max(self._estimate, found))
                 return chunk
 
-            pieces, work = self._work_of(threads, depth, prefixes[depth - 2], whole, judge)
+            pieces, work = self._work_of(threads, depth, prefixes[depth - 2], whole, judge, most_slices)
             self._watch.total += len(pieces)
             yield Depth(pieces, work, admit)
             if depth == 1:
@@ -206,7 +207,7 @@ class Walk:
         return np.zeros((1, 0), dtype=np.int32), np.array([self.table.n_rows])
 
     def _work_of(
-        self, threads: int, depth: int, prefixes: Prefixes, whole: bool, judge: Judge | None
+        self, threads: int, depth: int, prefixes: Prefixes, whole: bool, judge: Judge | None, most_slices: int
     ) -> tuple[list[NDArray[np.int64]], Callable[[NDArray[np.int64]], Made]]:
         """Pieces of the slices of `depth` pairs and what makes them; unless `whole` only those with the attribute that
         must be there.
@@ -230,7 +231,6 @@ class Walk:
         cost = kernel.cost(level)
         share = float(cost.sum()) / (4 * threads)
         together = kernel.together(level)
-        most_slices = CHUNK_SLICES if judge is None else CHUNK_JUDGED
         pieces = cut(
             most,
             cost,
@@ -240,7 +240,7 @@ class Walk:
             most_cost=min(max(share, LEAST_NANOSECONDS), MOST_NANOSECONDS),
         )
         largest = 0 if together is None else math.ceil(np.add.reduceat(most, together[:-1]).max())
-        room = self._room(max(CHUNK_SLICES, table.n_items, largest))
+        room = self._room(max(2 * CHUNK_SLICES, table.n_items, largest))
 
         def work(piece: NDArray[np.int64]) -> Made:
             lines = room.take()
