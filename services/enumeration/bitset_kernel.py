@@ -7,6 +7,9 @@ together (Hacker's Delight 7-4).
 Where every row has a tag of an attribute, one tag need not be counted: it has what the others leave of the whole (Moore
 & Lee 1998). So the last tag of each attribute is left out of the rows of a joint count, and where prefixes that differ
 only in the tag of one attribute are counted together, its most common tag is left out, which has most of the rows.
+
+Where each row has one score, and it is 0 or 1, the rows with 1 have the first words to themselves: what these count is
+the sum, and a cell holds the rows in its lower and the sum in its upper half.
 """
 
 from __future__ import annotations

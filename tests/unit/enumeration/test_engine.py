@@ -159,6 +159,20 @@ def test_wide_tag_sets(kind, dtype, monkeypatch):
 
 
 @pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("n_rows", [(1 << 16) - 1, 1 << 16])
+@pytest.mark.parametrize("right", [0.0, 0.7, 1.0, None])
+@pytest.mark.parametrize("max_depth", [3, 5])
+def test_counts_and_sums_that_just_fit_half_a_cell_and_do_not(n_rows, right, max_depth):
+    rng = np.random.default_rng(5)
+    codes = (rng.random((n_rows, 5)) < (0.0, 0.001, 0.1, 0.5, 0.9)).astype(np.uint8)
+    scores = None if right is None else (rng.random((n_rows, 1)) < right).astype(float)
+    request = {"min_count": 40, "max_depth": max_depth}
+    expected = lattice.enumerate_slices(codes, [2] * 5, scores, **request)
+    assert expected.count.max() == n_rows
+    assert_equal(engine.enumerate_slices(codes, [2] * 5, scores, **request), expected)
+
+
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize(("n_items", "kind"), [(1 << 15, np.int16), ((1 << 15) + 1, np.int32)])
 @pytest.mark.parametrize("values", [2, 100])
 def test_items_are_as_narrow_as_their_number_allows(n_items, kind, values):
@@ -342,7 +356,7 @@ class TestLimits:
         """Also where tables are encoded in parts, and where some of the callers give up."""
         monkeypatch.setattr("services.enumeration.work_units._LOOK_SECONDS", 0.0)
         monkeypatch.setattr("services.enumeration.work_units._ROWS_FOR_ONE", 100)
-        monkeypatch.setattr(walk, "CHUNK_SLICES", 1 << 8)
+        monkeypatch.setattr(walk, "CHUNK_SLICES", 1)  # so many pieces that each caller is asked often enough
         expected = self.run()
 
         def one(caller: int):
@@ -360,7 +374,7 @@ class TestLimits:
 
     def test_progress_rises_to_its_total(self, monkeypatch):
         monkeypatch.setattr("services.enumeration.work_units._LOOK_SECONDS", 0.0)
-        monkeypatch.setattr(walk, "CHUNK_SLICES", 1 << 10)
+        monkeypatch.setattr(walk, "CHUNK_SLICES", 1)
         seen = []
         self.run(on_progress=lambda done, total: seen.append((done, total)))
         assert len(seen) > 3
