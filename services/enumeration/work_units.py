@@ -100,7 +100,8 @@ def _reach(a: list[float], start: int, most_a: float, b: list[float], most_b: fl
 
 @cache
 def pool(threads: int) -> ThreadPoolExecutor:
-    """So many threads, for all who ask: to start one takes as long as a piece of work. What they do must not wait."""
+    """So many threads, for all who ask: to start one takes as long as a piece of work. What
+    they do may only wait for what a thread has begun."""
     return ThreadPoolExecutor(threads, thread_name_prefix="slices")
 
 
