@@ -100,8 +100,9 @@ def _reach(a: list[float], start: int, most_a: float, b: list[float], most_b: fl
 
 @cache
 def pool(threads: int) -> ThreadPoolExecutor:
-    """So many threads, for all who ask: to start one takes as long as a piece of work. What
-    they do may only wait for what a thread has begun."""
+    """So many threads, for all who ask: to start one takes as long as a piece of work. What they do may wait only for
+    what another thread has begun.
+    """
     return ThreadPoolExecutor(threads, thread_name_prefix="slices")
 
 
