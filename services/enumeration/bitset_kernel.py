@@ -1,12 +1,4 @@
-"""Joint counts by bit sets, projected onto the rows of each prefix (eight items a popcount).
-
-Words lie word-major: words[w * stride + j] holds rows 64 w to 64 w + 63 of item j, so that one word of a row of the
-joint count meets the words of many items in one vector instruction. Below a prefix only its rows are left, moved
-together (Hacker's Delight 7-4).
-
-Where every row has a tag of an attribute, one tag need not be counted: it has what the others leave of the whole (Moore
-& Lee 1998). So the last tag of each attribute is left out of the rows of a joint count, and where prefixes that differ
-only in the tag of one attribute are counted together, its most common tag is left out, which has most of the rows.
+"""Slices by bit sets, projected onto the rows of each prefix (eight items a popcount).
 
 Where each row has one score, and it is 0 or 1, the rows with 1 have the first words to themselves: what these count is
 the sum, and a cell holds the rows in its lower and the sum in its upper half.
@@ -22,557 +14,262 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.enumeration.bitset import pack, word_count
-from services.enumeration.compiled import compiled, inlined, popcount
-from services.enumeration.emission import Lines, frequent, sums_of, u64, write
+from services.enumeration.bitset_counts import WORDS_IN_CACHE, after, count_pairs, end_of_tags, most_common, take_away
+from services.enumeration.bitset_emission import ROW_BITS, emit, plan_vectors
+from services.enumeration.bitset_projection import below, choose, count_columns, pack_items, padded_in_kernel
+from services.enumeration.compiled import compiled, inlined
+from services.enumeration.emission import Lines, sums_of
 from services.enumeration.encoding import Encoded
 from services.enumeration.level import Level, Plan, ranges_of, runs
-from services.enumeration.vector import (
-    COUNTS_VECTORS,
-    HALF,
-    LANES,
-    equal,
-    less,
-    meet,
-    move_together,
-    padded,
-    put_frequent,
-)
+from services.enumeration.vector import COUNTS_VECTORS, HALF, LANES, VECTOR_FIELDS, padded
 from services.enumeration.work_units import Idle, in_parts
 
-WORDS_IN_CACHE = 1 << 12  # words that one sweep over the rows of a joint count reads: 32 kilobytes
 CELLS_AT_ONCE = 1 << 16  # of a joint count that are counted at once where prefixes are counted one by one
 MOST_BYTES = 64 << 20  # of bit sets of the whole table
 MOST_BLOCK_BYTES = 16 << 20  # of one thread's joint counts
 MOST_SLICES = 1 << 18  # below prefixes that are counted together
 CELL_WORD_NS = 0.03 if COUNTS_VECTORS else 0.17  # about, to meet a word of one item with a word of another
 
-ROW_BITS = (1 << HALF) - 1  # those of half a cell
 
-_padded: Any = compiled(padded)
+@inlined
+def _changed(prefixes: Any, p: int, current: Any) -> int:
+    """The first pair in which prefix `p` is not as the current one."""
+    depth = prefixes.shape[1]
+    q = 0
+    while q < depth and prefixes[p, q] == current[q]:
+        q += 1
+    return q
 
 
-@compiled
-def pack_items(
-    codes: Any, order: Any, n_first: int, half: int, attribute: Any, item_ids: Any, offsets: Any, begin: int, end: int,
-    words: Any,
+@inlined
+def _holds(prefixes: Any, p: int, must: Any) -> bool:
+    """Whether prefix `p` holds one of the items that must be there, or none must."""
+    held: bool = must[1] == 0
+    for q in range(prefixes.shape[1]):
+        held |= must[0] <= prefixes[p, q] < must[1]
+    return held
+
+
+@inlined
+def _descend(
+    prefix: Any, changed: int, n_pairs: int, current: Any, flat: Any, all_stride: int, planes: Any, n_fields: int,
+    attribute: Any, n_items: int, min_count: int, stack_words: Any, stack_planes: Any, stack_positions: Any,
+    stack_sizes: Any, stack_totals: Any, mask: Any, steps: Any, left_bits: Any, gaps: Any, line: Any, row: Any,
+    every_row: Any, counts: Any, chosen: Any,
 ) -> None:  # fmt: skip
-    """Bit sets of frequent items, words (W, stride) from begin to end - 1; codes: (N, A); order: (N,) rows as they
-    come, of which n_first have the first `half` words to themselves.
-    """
-    n_rows, n_attributes = codes.shape
-    some = np.zeros((n_attributes, 64), dtype=codes.dtype)  # 64 rows, an attribute a line
-    for w in range(begin, end):
-        first = 64 * w if w < half else n_first + 64 * (w - half)
-        n = min(64, (n_first if w < half else n_rows) - first)
-        for k in range(n):
-            row = order[u64(first + k)]
-            for a in range(n_attributes):
-                some[u64(a), u64(k)] = codes[u64(row), u64(a)]
-        inside = ~np.uint64(0) >> np.uint64(64 - n)
-        line = words[w]
-        for j in range(len(item_ids)):
-            a = attribute[j]
-            line[j] = equal(some, a, item_ids[j] - offsets[a]) & inside
-        for j in range(len(item_ids), len(line)):
-            line[j] = 0
-
-
-@inlined
-def _plan_moves(mask: Any, n_words: int, steps: Any, left: Any, gaps: Any) -> None:
-    """What moves by 1, 2, 4, … 32 when the bits of each mask word move together at the low end: steps (6, W)."""
-    for w in range(n_words):
-        left[w], gaps[w] = mask[w], ~mask[w] << np.uint64(1)
-    for s in range(6):
-        out, far = steps[s], np.uint64(1 << s)
-        for w in range(n_words):
-            parity = gaps[w]
-            parity ^= parity << np.uint64(1)
-            parity ^= parity << np.uint64(2)
-            parity ^= parity << np.uint64(4)
-            parity ^= parity << np.uint64(8)
-            parity ^= parity << np.uint64(16)
-            parity ^= parity << np.uint64(32)
-            m = left[w]
-            moved = parity & m
-            out[w] = moved
-            left[w] = (m ^ moved) | (moved >> far)
-            gaps[w] &= ~parity
-
-
-@compiled
-def _choose(
-    words: Any, stride: int, n_words: int, at: int, first: int, width: int, min_count: int, row: Any, counts: Any,
-    chosen: Any,
-) -> int:  # fmt: skip
-    """Columns first.. with at least min_count rows of column `at`; how many."""
-    row[0] = at
-    low = first // LANES * LANES
-    meet(words, 0, stride, words, 0, stride, n_words, 0, True, row, 0, (0,), low, width, counts, 0, 0)
-    found: int = frequent(counts, first, width, min_count, chosen)
-    return found
-
-
-@inlined
-def _project(
-    words: Any, stride: int, n_words: int, half: int, planes: Any, at: int, chosen: Any, left: int, mask: Any,
-    steps: Any, some: Any, gaps: Any, line: Any, out_words: Any, out_stride: int, out_planes: Any, size: Any,
-) -> None:  # fmt: skip
-    """The `left` columns `chosen`, and only the rows of column `at`, in words of `out_stride`; their `size`."""
-    for w in range(n_words):
-        mask[w] = words[w * stride + at]
-    _plan_moves(mask, n_words, steps, some, gaps)
-    together = left > 0 and chosen[left - 1] - chosen[0] == left - 1  # they lie side by side
-    flat_planes, planes_out = planes.reshape(planes.size), out_planes.reshape(out_planes.size)
-    plane_stride = planes.shape[1]
-    to, offset, rows, half_to = 0, 0, 0, 0
-    for w in range(n_words):
-        if w == half and half:
-            to, offset = to + (offset > 0), 0
-            half_to = to
-        inside = mask[w]
-        ones = popcount(inside)
-        if ones == 0:
-            continue
-        rows += ones
-        over = offset + ones > 64
-        here, after = to * out_stride, (to + 1) * out_stride
-        if together:
-            for j in range(0, left, LANES):
-                move_together(
-                    words, w * stride + chosen[0] + j, inside, steps, w, offset, over, out_words, here + j, after + j
-                )
-        else:
-            for j in range(left):
-                line[j] = words[w * stride + chosen[j]]
-            for j in range(0, left, LANES):
-                move_together(line, j, inside, steps, w, offset, over, out_words, here + j, after + j)
-        here, after = to * plane_stride, (to + 1) * plane_stride
-        for j in range(0, plane_stride, LANES):
-            move_together(
-                flat_planes, w * plane_stride + j, inside, steps, w, offset, over, planes_out, here + j, after + j
-            )
-        offset += ones
-        if offset >= 64:
-            offset -= 64
-            to += 1
-    to += offset > 0
-    size[0], size[1], size[2], size[3] = left, to, to if half == n_words else half_to, rows
-
-
-@inlined
-def _count_columns(
-    words: Any, stride: int, n_words: int, half: int, planes: Any, n_fields: int, width: int, row: Any, every_row: Any,
-    totals: Any, n_items: int,
-) -> None:  # fmt: skip
-    """Rows and sums of each column: totals, n_items a field; every_row: a word of ones."""
-    row[0] = 0
-    meet(every_row, 0, 0, words, 0, stride, n_words, half, True, row, 0, (0,), 0, width, totals, 0, n_items)
-    if n_fields > 1:
-        flat_planes = planes.reshape(planes.size)
-        for f in range(1, n_fields):
-            row[0] = f
-            meet(
-                flat_planes, -1, planes.shape[1], words, 0, stride, n_words, 0, True, row, 0, (0,), 0, width, totals, 0,
-                n_items,
-            )  # fmt: skip
-
-
-@compiled
-def count_columns(
-    words: Any, stride: int, n_words: int, half: int, planes: Any, n_fields: int, width: int, row: Any, totals: Any
-) -> None:
-    """`_count_columns` of the whole table."""
-    every_row = np.full(1, ~np.uint64(0))
-    _count_columns(words, stride, n_words, half, planes, n_fields, width, row, every_row, totals, stride)
-
-
-@inlined
-def _below(
-    words: Any, stride: int, n_words: int, half: int, planes: Any, n_fields: int, at: int, chosen: Any, left: int,
-    mask: Any, steps: Any, some: Any, gaps: Any, line: Any, row: Any, every_row: Any, out_words: Any, out_planes: Any,
-    totals: Any, n_items: int, size: Any,
-) -> None:  # fmt: skip
-    """`_project`, and the rows and sums of what it leaves."""
-    stride_below = _padded(left)
-    _project(
-        words, stride, n_words, half, planes, at, chosen, left, mask, steps, some, gaps, line, out_words, stride_below,
-        out_planes, size,
-    )  # fmt: skip
-    _count_columns(
-        out_words, stride_below, size[1], size[2], out_planes, n_fields, left, row, every_row, totals, n_items
-    )  # fmt: skip
-
-
-@compiled
-def _after(attribute: Any, positions: Any, a: int) -> int:
-    """The first of `positions`, ascending, that is of a later attribute than `a`."""
-    first = 0
-    while first < len(positions) and attribute[positions[first]] <= a:
-        first += 1
-    return first
-
-
-@compiled
-def _end_of_tags(attribute: Any, prefixes: Any, p: int, stop: int) -> int:
-    """The end of the prefixes from `p`, before `stop`, that differ only in the tag of their last attribute."""
-    last = prefixes.shape[1] - 1
-    end = p + 1
-    while end < stop and attribute[prefixes[end, last]] == attribute[prefixes[p, last]]:
-        for q in range(last):
-            if prefixes[end, q] != prefixes[p, q]:
-                return end
-        end += 1
-    return end
-
-
-@compiled
-def _most_common(positions: Any, items: Any, totals: Any, row_bits: int, n_rows: int) -> int:
-    """Which of `items` has most rows; -1 where it is alone, or some of the `n_rows` have none of them."""
-    most, most_rows, known = 0, 0, 0
-    for k in range(len(items)):
-        rows = totals[np.searchsorted(positions, items[k])] & row_bits
-        known += rows
-        if rows > most_rows:
-            most, most_rows = k, rows
-    return most if known == n_rows and len(items) > 1 else -1
-
-
-@inlined
-def _divide(
-    attribute: Any, positions: Any, low: int, high: int, ranges: Any, totals: Any, row_bits: int, n_rows: int,
-    counted: Any, left_out: Any,
-) -> tuple[int, int]:  # fmt: skip
-    """Rows low to high - 1 of a joint count that are counted, and those that follow from others; how many of each.
-
-    The last of several tags of an attribute follows where all of these are there and hold all rows.
-    """
-    n_counted, n_left_out = 0, 0
-    start = low
-    while start < high:
-        a = attribute[positions[start]]
-        end, rows = start, 0
-        while end < high and attribute[positions[end]] == a:
-            counted[n_counted] = end
-            n_counted += ranges[end, 0] < ranges[end, 1]
-            rows += totals[end] & row_bits
-            end += 1
-        if end > start + 1 and rows == n_rows and ranges[end - 1, 0] < ranges[end - 1, 1]:
-            n_counted -= 1
-            left_out[n_left_out] = end - 1
-            n_left_out += 1
-        start = end
-    return n_counted, n_left_out
-
-
-@inlined
-def _count(
-    words: Any, stride: int, n_words: int, half: int, planes: Any, n_fields: int, attribute: Any, positions: Any,
-    low: int, high: int, ranges: Any, totals: Any, n_items: int, row_bits: int, n_rows: int, masked: Any, counted: Any,
-    left_out: Any, cells: Any, origin: int, width: int, field: int,
-) -> None:  # fmt: skip
-    """Joint counts of rows low to high - 1 with the columns in `ranges`, of row i and column j at origin + i * width +
-    j of flat `cells`, and those of the next field `field` further; totals: n_items a field; n_rows: rows there are;
-    masked: room for words; counted, left_out: room for row numbers.
-    """
-    n_counted, n_left_out = _divide(
-        attribute, positions, low, high, ranges, totals, row_bits, n_rows, counted, left_out
-    )
-    step = max(4, WORDS_IN_CACHE // max(1, stride))
-    for word in range(0, n_words, step):
-        n, at = min(step, n_words - word), word * stride
-        first_half = half - word if word < half <= word + n else 0
-        for f in range(n_fields):
-            rows, rows_at = words, at
-            if f:
-                rows, rows_at = masked, 0
-                for w in range(n):
-                    plane, out = planes[word + w, f - 1], w * stride
-                    for i in range(low, high):
-                        masked[u64(out + i)] = words[u64(at + out + i)] & plane
-            fresh, start = word == 0, origin + f * field
-            r = 0
-            while r + 4 <= n_counted:
-                meet(
-                    rows, rows_at, stride, words, at, stride, n, first_half, fresh, counted, r, (0, 0, 0, 0),
-                    ranges[counted[r], 0] // LANES * LANES, ranges[counted[r + 3], 1], cells, start, width,
-                )  # fmt: skip
-                r += 4
-            while r < n_counted:
-                meet(
-                    rows, rows_at, stride, words, at, stride, n, first_half, fresh, counted, r, (0,),
-                    ranges[counted[r], 0] // LANES * LANES, ranges[counted[r], 1], cells, start, width,
-                )  # fmt: skip
-                r += 1
-    for r in range(n_left_out):
-        i = left_out[r]
-        first = i
-        while first > low and attribute[positions[first - 1]] == attribute[positions[i]]:
-            first -= 1
-        for f in range(n_fields):
-            start = origin + f * field
-            less(
-                cells, start + i * width, totals, f * n_items, start + first * width, width, i - first, ranges[i, 0],
-                ranges[i, 1],
-            )  # fmt: skip
-
-
-@compiled
-def _emit_short(
-    cells: Any, origin: int, width: int, field: int, low: int, high: int, ranges: Any, ids: Any, min_count: int,
-    prefix: Any, weights: Any, shift: int, at: int, items: Any, each: Any, count: Any, total: Any,
-) -> Any:  # fmt: skip
-    """`_emit` by vectors, for lines of items as short as the tuple `each`; items, total: flat."""
-    place = len(prefix) + 1
-    common = np.int64(-1) << 16 * place << 16  # -1 for no item, 0 for two that are still to come
-    for q in range(len(prefix)):
-        common |= np.int64(prefix[q]) << 16 * q
-    more = 0 if shift else field
-    with_sums = len(weights) > 0
-    weight = weights[0] if with_sums else 0.0
-    for i in range(low, high):
-        start = origin + i * width
-        line = common | np.int64(ids[u64(i)]) << 16 * (place - 1)
-        at = put_frequent(
-            cells, start, start + more, ranges[u64(i), 0], ranges[u64(i), 1], min_count, line, ids, place, shift,
-            with_sums, weight, at, items, each, count, total,
+    """Project onto the rows of the first n_pairs pairs of `prefix`; those before `changed` are as they were."""
+    for q in range(changed, n_pairs):
+        item = prefix[q]
+        current[q] = item
+        width, n_words, n_first = stack_sizes[q, 0], stack_sizes[q, 1], stack_sizes[q, 2]
+        positions = stack_positions[q]
+        here = np.searchsorted(positions[:width], item)
+        first = after(attribute, positions[:width], attribute[item])
+        above_words = flat if q == 0 else stack_words[q - 1]
+        above_planes = planes if q == 0 else stack_planes[q - 1]
+        stride = all_stride if q == 0 else padded_in_kernel(width)
+        left = choose(above_words, stride, n_words, here, first, width, min_count, row, counts, chosen)
+        for j in range(left):
+            stack_positions[q + 1, j] = positions[chosen[j]]
+        below(
+            above_words, stride, n_words, n_first, above_planes, n_fields, here, chosen, left, mask, steps, left_bits,
+            gaps, line, row, every_row, stack_words[q], stack_planes[q], stack_totals[q], n_items, stack_sizes[q + 1],
         )  # fmt: skip
-    return at
-
-
-@compiled
-def _emit_long(
-    joint: Any, origin: int, width: int, field: int, low: int, high: int, ranges: Any, ids: Any, min_count: int,
-    prefix: Any, targets: Any, terms: Any, weights: Any, shift: int, chosen: Any, cells: Any, whole: Any, at: int,
-    items: Any, count: Any, scored: Any, total: Any,
-) -> Any:  # fmt: skip
-    """`_emit` where there are several sums, or long lines of items."""
-    row_bits = ROW_BITS if shift else -1
-    for i in range(low, high):
-        a, b = ranges[i, 0], ranges[i, 1]
-        start = origin + i * width
-        for f in range(cells.shape[0]):
-            for j in range(a, b):
-                if shift:
-                    cells[f, j] = joint[u64(start + j)] >> (shift * f) & row_bits
-                else:
-                    cells[f, j] = joint[u64(start + f * field + j)]
-        n_chosen = frequent(cells[0], a, b, min_count, chosen)
-        if n_chosen:
-            at = write(
-                cells, chosen, n_chosen, ids, prefix, ids[i], targets, terms, weights,
-                whole, at, items, count, scored, total,
-            )  # fmt: skip
-    return at
 
 
 @inlined
-def _emit(
-    joint: Any, origin: int, width: int, field: int, low: int, high: int, ranges: Any, ids: Any, min_count: int,
-    prefix: Any, targets: Any, terms: Any, weights: Any, short: int, shift: int, chosen: Any, cells: Any, whole: Any,
-    at: int, items: Any, flat_items: Any, count: Any, scored: Any, total: Any, flat_total: Any,
-) -> Any:  # fmt: skip
-    """The frequent cells of rows low to high - 1 as slices from line `at`; the next free line; joint: as `_count`
-    leaves it; short: items a line where these are short, or 0.
-    """
-    if short == 2:
-        return _emit_short(
-            joint, origin, width, field, low, high, ranges, ids, min_count, prefix, weights, shift, at, flat_items,
-            (0, 0), count, flat_total,
-        )  # fmt: skip
-    if short == 3:
-        return _emit_short(
-            joint, origin, width, field, low, high, ranges, ids, min_count, prefix, weights, shift, at, flat_items,
-            (0, 0, 0), count, flat_total,
-        )  # fmt: skip
-    if short == 4:
-        return _emit_short(
-            joint, origin, width, field, low, high, ranges, ids, min_count, prefix, weights, shift, at, flat_items,
-            (0, 0, 0, 0), count, flat_total,
-        )  # fmt: skip
-    return _emit_long(
-        joint, origin, width, field, low, high, ranges, ids, min_count, prefix, targets, terms, weights, shift, chosen,
-        cells, whole, at, items, count, scored, total,
-    )  # fmt: skip
-
-
-@inlined
-def _take_away(
-    cells: Any, n_fields: int, to: int, n: int, ranges: Any, n_rows: int, whole: Any, stride: int, n_lines: int,
-    first: int,
-) -> None:  # fmt: skip
-    """Joint count `to` of n, one behind another in `cells`: what the others leave of the whole, lines of `stride` and
-    n_lines a field, from row and column `first`.
-    """
-    width = _padded(n_rows)
-    each = n_fields * n_rows * width
-    for f in range(n_fields):
-        for i in range(n_rows):
-            at = (f * n_rows + i) * width
-            out = to * each + at
-            whole_at = (f * n_lines + i + first) * stride + first
-            less(cells, out, whole, whole_at, at, each, to, ranges[i, 0], n_rows)
-            less(cells, out, cells, out, out + each, each, n - to - 1, ranges[i, 0], n_rows)
+def _begin(attribute: Any, words: Any, half: int, n_rows: int, stack_positions: Any, stack_sizes: Any) -> None:
+    """The bottom of the stack: the whole table."""
+    for j in range(len(attribute)):
+        stack_positions[0, j] = j
+    stack_sizes[0, 0], stack_sizes[0, 1] = len(attribute), len(words)
+    stack_sizes[0, 2], stack_sizes[0, 3] = half, n_rows
 
 
 @compiled
-def fill(
+def fill_one_by_one(
     words: Any, half: int, planes: Any, all_totals: Any, pairs: Any, n_rows: int, attribute: Any, item_ids: Any,
-    prefixes: Any, unit: Any, together: bool, must: Any, min_count: int, targets: Any, terms: Any, weights: Any,
-    short: int, shift: int, stack_words: Any, stack_planes: Any, stack_positions: Any, stack_sizes: Any,
-    stack_totals: Any, base: Any, room: Any, ranges: Any, wanted: Any, mask: Any, steps: Any, left_bits: Any, gaps: Any,
-    line: Any, masked: Any, cells: Any, counts: Any, counted: Any, left_out: Any, chosen: Any, whole: Any,
+    prefixes: Any, unit: Any, must: Any, min_count: int, targets: Any, terms: Any, weights: Any, short: int, shift: int,
+    stack_words: Any, stack_planes: Any, stack_positions: Any, stack_sizes: Any, stack_totals: Any, base: Any,
+    room: Any, ranges: Any, wanted: Any, mask: Any, steps: Any, left_bits: Any, gaps: Any, line: Any, masked: Any,
+    vectors: Any, starts: Any, last: Any, cells: Any, counts: Any, counted: Any, left_out: Any, chosen: Any, whole: Any,
     items: Any, count: Any, scored: Any, total: Any,
-) -> int:  # fmt: skip
+) -> Any:  # fmt: skip
     """Slices of one work unit, in canonical order; how many there are.
 
     words: (W, I or more) uint64; half: 0, or how many of these the rows with score 1 have to themselves; planes: (W,
     F - 1 or more) uint64, of all fields but the rows; all_totals: (F, I) rows and sums of each item; pairs: (F, I, I or
     more) joint counts of two items, filled here where prefixes are empty, or without lines; attribute, item_ids: (I,)
     of the frequent items; prefixes: (P, d - 2) int32 positions of these, sorted; unit: prefixes [0] to [1], and the
-    rows of their joint counts that are of items [2] to [3]; together: whether prefixes that differ in the tag of their
-    last attribute are counted together; must: items [0] to [1] of which each slice holds one, or 0 and 0; short: items
-    a line where vectors of slices can be written, or 0; shift: HALF where rows and sums are the halves of a cell, or 0;
-    stack_*: the projection for each pair of the current prefix; base: (F, I, I or more) joint counts below a prefix
-    less its last pair; room: flat, for joint counts of as many rows as go in.
+    rows of their joint counts that are of items [2] to [3]; must: items [0] to [1] of which each slice holds one, or 0
+    and 0; short: items a line where vectors of slices can be written, or 0; shift: HALF where rows and sums are the
+    halves of a cell, or 0; stack_*: the projection for each pair of the current prefix; base: (F, I, I or more) joint
+    counts below a prefix less its last pair; room: flat, for joint counts of as many rows as go in; vectors, starts,
+    last: as of `plan_vectors`.
     """
     depth = prefixes.shape[1]
     n_fields, n_items = all_totals.shape
     n_lines = len(item_ids)
     every_row = np.full(1, ~np.uint64(0))
+    flat, all_stride = words.reshape(words.size), words.shape[1]
+    flat_all, flat_pairs = all_totals.reshape(n_fields * n_items), pairs.reshape(pairs.size)
+    flat_items, flat_total = items.reshape(items.size), total.reshape(total.size)
+    current = np.full(depth, -1, dtype=np.int32)
+    prefix_ids = np.empty((1, depth), dtype=np.int32)
+    ids = np.empty(padded_in_kernel(n_lines), dtype=np.int32)
+    row = np.zeros(1, dtype=np.int64)
+    everything = np.zeros(2, dtype=np.int64)
+    _begin(attribute, words, half, n_rows, stack_positions, stack_sizes)
+    row_bits = ROW_BITS if shift else -1
+    at: Any = np.int64(0)  # a 0 would be a type of its own to all that is called with it
+    for p in range(unit[0], unit[1]):
+        held = _holds(prefixes, p, must)
+        if not held and depth and attribute[prefixes[p, depth - 1]] >= attribute[must[0]]:
+            continue  # what follows is of later attributes
+        _descend(
+            prefixes[p], _changed(prefixes, p, current), depth, current, flat, all_stride, planes, n_fields, attribute,
+            n_items, min_count, stack_words, stack_planes, stack_positions, stack_sizes, stack_totals, mask, steps,
+            left_bits, gaps, line, row, every_row, counts, chosen,
+        )  # fmt: skip
+        width, n_words, n_first, rows = stack_sizes[depth]
+        positions = stack_positions[depth, :width]
+        some_words = flat if depth == 0 else stack_words[depth - 1]
+        some_planes = planes if depth == 0 else stack_planes[depth - 1]
+        stride = all_stride if depth == 0 else padded_in_kernel(width)
+        totals = flat_all if depth == 0 else stack_totals[depth - 1]
+        for q in range(depth):
+            prefix_ids[0, q] = item_ids[prefixes[p, q]]
+        for j in range(width):
+            ids[j] = item_ids[positions[j]]
+        low, high = np.searchsorted(positions, unit[2]), np.searchsorted(positions, unit[3])
+        ranges_of(attribute, positions, must, held, ranges)
+        into_pairs = depth == 0 and pairs.shape[1] > 0
+        step = high - low if into_pairs else max(1, len(room) // max(1, n_fields * stride))
+        ranges_of(attribute, positions, everything if into_pairs else must, into_pairs or held, wanted)
+        for begin in range(low, high, step):
+            stop = min(begin + step, high)
+            if into_pairs:
+                joint, origin, line_width, field = flat_pairs, 0, n_items, n_lines * n_items
+            else:
+                joint, origin, line_width, field = room, -begin * stride, stride, step * stride
+            count_pairs(
+                some_words, stride, n_words, n_first, some_planes, n_fields, attribute, positions, 0, begin, stop,
+                wanted, totals, n_items, row_bits, rows, masked, counted, left_out, joint, origin, line_width, field,
+            )  # fmt: skip
+            if short:
+                plan_vectors(ranges, ids[:width], begin, stop, line_width, depth, vectors, starts, last)
+            at = emit(
+                joint, origin, line_width, field, 0, begin, stop, ranges, ids, min_count, prefix_ids, targets, terms,
+                weights, short, shift, vectors, starts, last, chosen, cells, whole, at, items, flat_items, count,
+                scored, total, flat_total,
+            )  # fmt: skip
+    return at
+
+
+@compiled
+def fill_all_tags(
+    words: Any, half: int, planes: Any, all_totals: Any, pairs: Any, n_rows: int, attribute: Any, item_ids: Any,
+    prefixes: Any, unit: Any, must: Any, min_count: int, targets: Any, terms: Any, weights: Any, short: int, shift: int,
+    stack_words: Any, stack_planes: Any, stack_positions: Any, stack_sizes: Any, stack_totals: Any, base: Any,
+    room: Any, ranges: Any, wanted: Any, mask: Any, steps: Any, left_bits: Any, gaps: Any, line: Any, masked: Any,
+    vectors: Any, starts: Any, last: Any, cells: Any, counts: Any, counted: Any, left_out: Any, chosen: Any, whole: Any,
+    items: Any, count: Any, scored: Any, total: Any,
+) -> Any:  # fmt: skip
+    """As `fill_one_by_one`, where prefixes that differ only in the tag of their last attribute are counted together."""
+    depth = prefixes.shape[1]
+    above = depth - 1  # pairs that they have in common
+    n_fields, n_items = all_totals.shape
+    n_lines = len(item_ids)
+    every_row = np.full(1, ~np.uint64(0))
+    flat, all_stride = words.reshape(words.size), words.shape[1]
     flat_all, flat_pairs = all_totals.reshape(n_fields * n_items), pairs.reshape(pairs.size)
     flat_base = base.reshape(base.size)
     flat_items, flat_total = items.reshape(items.size), total.reshape(total.size)
     current = np.full(depth, -1, dtype=np.int32)
-    prefix_ids = np.empty(depth, dtype=np.int32)
-    ids = np.empty(_padded(len(item_ids)), dtype=np.int32)
+    prefix_ids = np.empty((n_lines, depth), dtype=np.int32)
+    ids = np.empty(padded_in_kernel(n_lines), dtype=np.int32)
     row = np.zeros(1, dtype=np.int64)
     everything = np.zeros(2, dtype=np.int64)
-    for j in range(len(item_ids)):
-        stack_positions[0, j] = j
-    stack_sizes[0, 0], stack_sizes[0, 1], stack_sizes[0, 2], stack_sizes[0, 3] = len(item_ids), len(words), half, n_rows
+    _begin(attribute, words, half, n_rows, stack_positions, stack_sizes)
     row_bits = ROW_BITS if shift else -1
-    flat, all_stride = words.reshape(words.size), words.shape[1]
-    based = False
-    at = 0
+    planned, planned_held = False, False
+    at: Any = np.int64(0)
     p = unit[0]
     while p < unit[1]:
-        end = _end_of_tags(attribute, prefixes, p, unit[1]) if together else p + 1
-        held = must[1] == 0
-        changed = depth
-        for q in range(depth - 1, -1, -1):
-            item = prefixes[p, q]
-            held |= must[0] <= item < must[1]
-            if item != current[q]:
-                changed = q
-        if not held and depth and attribute[prefixes[p, depth - 1]] >= attribute[must[0]]:
-            p = end
+        start, end = p, end_of_tags(attribute, prefixes, p, unit[1])
+        p = end
+        held = _holds(prefixes, start, must)
+        a = attribute[prefixes[start, above]]
+        if not held and a >= attribute[must[0]]:
             continue  # what follows is of later attributes
-        n_looked_up = depth - 1 if together else depth
-        for q in range(changed, n_looked_up):
-            item = prefixes[p, q]
-            current[q] = item
-            based = False
-            width, n_words, n_first = stack_sizes[q, 0], stack_sizes[q, 1], stack_sizes[q, 2]
-            positions = stack_positions[q]
-            here = np.searchsorted(positions[:width], item)
-            first = _after(attribute, positions[:width], attribute[item])
-            above_words = flat if q == 0 else stack_words[q - 1]
-            above_planes = planes if q == 0 else stack_planes[q - 1]
-            stride = all_stride if q == 0 else _padded(width)
-            left = _choose(above_words, stride, n_words, here, first, width, min_count, row, counts, chosen)
-            for j in range(left):
-                stack_positions[q + 1, j] = positions[chosen[j]]
-            _below(
-                above_words, stride, n_words, n_first, above_planes, n_fields, here, chosen, left, mask, steps,
-                left_bits, gaps, line, row, every_row, stack_words[q], stack_planes[q], stack_totals[q], n_items,
-                stack_sizes[q + 1],
-            )  # fmt: skip
-        q = n_looked_up
-        width, n_words, n_first, rows = stack_sizes[q, 0], stack_sizes[q, 1], stack_sizes[q, 2], stack_sizes[q, 3]
-        positions = stack_positions[q, :width]
-        some_words = flat if q == 0 else stack_words[q - 1]
-        some_planes = planes if q == 0 else stack_planes[q - 1]
-        stride = all_stride if q == 0 else _padded(width)
-        totals = flat_all if q == 0 else stack_totals[q - 1]
-        for k in range(depth):
-            prefix_ids[k] = item_ids[prefixes[p, k]]
-        if not together:
+        changed = _changed(prefixes, start, current)
+        planned &= changed >= above
+        _descend(
+            prefixes[start], changed, above, current, flat, all_stride, planes, n_fields, attribute, n_items, min_count,
+            stack_words, stack_planes, stack_positions, stack_sizes, stack_totals, mask, steps, left_bits, gaps, line,
+            row, every_row, counts, chosen,
+        )  # fmt: skip
+        width, n_words, n_first, rows = stack_sizes[above]
+        positions = stack_positions[above, :width]
+        some_words = flat if above == 0 else stack_words[above - 1]
+        some_planes = planes if above == 0 else stack_planes[above - 1]
+        stride = all_stride if above == 0 else padded_in_kernel(width)
+        totals = flat_all if above == 0 else stack_totals[above - 1]
+        whole_counts = flat_base if above else flat_pairs
+        if not planned:
+            ranges_of(attribute, positions, everything, True, wanted)
             for j in range(width):
                 ids[j] = item_ids[positions[j]]
-            low, high = np.searchsorted(positions, unit[2]), np.searchsorted(positions, unit[3])
-            ranges_of(attribute, positions, must, held, ranges)
-            if depth == 0 and pairs.shape[1] > 0:
-                ranges_of(attribute, positions, everything, True, wanted)
-                _count(
-                    some_words, stride, n_words, n_first, some_planes, n_fields, attribute, positions, low, high,
-                    wanted, totals, n_items, row_bits, rows, masked, counted, left_out, flat_pairs, 0, n_items,
-                    n_lines * n_items,
-                )  # fmt: skip
-                at = _emit(
-                    flat_pairs, 0, n_items, n_lines * n_items, low, high, ranges, ids, min_count, prefix_ids, targets,
-                    terms, weights, short, shift, chosen, cells, whole, at, items, flat_items, count, scored, total,
-                    flat_total,
-                )  # fmt: skip
-                p = end
-                continue
-            step = max(1, min(high - low, len(room) // max(1, n_fields * stride)))
-            for begin in range(low, high, step):
-                stop, origin, field = min(begin + step, high), -begin * stride, step * stride
-                _count(
-                    some_words, stride, n_words, n_first, some_planes, n_fields, attribute, positions, begin, stop,
-                    ranges, totals, n_items, row_bits, rows, masked, counted, left_out, room, origin, stride, field,
-                )  # fmt: skip
-                at = _emit(
-                    room, origin, stride, field, begin, stop, ranges, ids, min_count, prefix_ids, targets, terms,
-                    weights, short, shift, chosen, cells, whole, at, items, flat_items, count, scored, total,
-                    flat_total,
-                )  # fmt: skip
-            p = end
-            continue
-        if q and not based:
-            based = True
-            ranges_of(attribute, positions, everything, True, wanted)
-            _count(
-                some_words, stride, n_words, n_first, some_planes, n_fields, attribute, positions, 0, width, wanted,
+        if not planned and above:
+            count_pairs(
+                some_words, stride, n_words, n_first, some_planes, n_fields, attribute, positions, 0, 0, width, wanted,
                 totals, n_items, row_bits, rows, masked, counted, left_out, flat_base, 0, n_items, n_lines * n_items,
             )  # fmt: skip
-        whole_counts = flat_base if q else flat_pairs
-        first = _after(attribute, positions, attribute[prefixes[p, depth - 1]])
-        left = width - first
+        if not planned or held != planned_held:
+            planned, planned_held = True, held
+            ranges_of(attribute, positions, must, held, ranges)
+            if short:
+                plan_vectors(ranges, ids[:width], 0, width, stride, depth, vectors, starts, last)
+        first = after(attribute, positions, a)
+        skipped = first // LANES * LANES  # so that vectors begin where those of the whole do
+        left = width - skipped
         for j in range(left):
-            chosen[j] = first + j
-            ids[j] = item_ids[positions[first + j]]
-        below = positions[first:]
-        stride_below = _padded(left)
-        field = left * stride_below
-        ranges_of(attribute, below, everything, True, wanted)
-        tags = prefixes[p:end, depth - 1]
-        most = _most_common(positions, tags, totals, row_bits, rows)
+            chosen[j] = skipped + j
+        stride_below = padded_in_kernel(left)
+        field = left * stride
+        each = n_fields * field
+        origin = -skipped * (stride + 1)
+        tags = prefixes[start:end, above]
+        most = most_common(positions, tags, totals, row_bits, rows)
         for k in range(len(tags)):
+            for q in range(depth):
+                prefix_ids[k, q] = item_ids[prefixes[start + k, q]]
             if k == most:  # has what the others leave
                 continue
-            here, size = np.searchsorted(positions, tags[k]), stack_sizes[q + 1]
-            _below(
+            here, size = np.searchsorted(positions, tags[k]), stack_sizes[above + 1]
+            below(
                 some_words, stride, n_words, n_first, some_planes, n_fields, here, chosen, left, mask, steps, left_bits,
-                gaps, line, row, every_row, stack_words[q], stack_planes[q], stack_totals[q], n_items, size,
+                gaps, line, row, every_row, stack_words[above], stack_planes[above], stack_totals[above], n_items, size,
             )  # fmt: skip
-            _count(
-                stack_words[q], stride_below, size[1], size[2], stack_planes[q], n_fields, attribute, below, 0, left,
-                wanted, stack_totals[q], n_items, row_bits, size[3], masked, counted, left_out, room,
-                k * n_fields * field, stride_below, field,
+            count_pairs(
+                stack_words[above], stride_below, size[1], size[2], stack_planes[above], n_fields, attribute, positions,
+                skipped, first, width, wanted, stack_totals[above], n_items, row_bits, size[3], masked, counted,
+                left_out, room, origin + k * each, stride, field,
             )  # fmt: skip
         if most >= 0:
-            _take_away(room, n_fields, most, len(tags), wanted, left, whole_counts, n_items, n_lines, first)
-        ranges_of(attribute, below, must, held, ranges)
-        for k in range(len(tags)):
-            prefix_ids[depth - 1] = item_ids[tags[k]]
-            at = _emit(
-                room, k * n_fields * field, stride_below, field, 0, left, ranges, ids, min_count, prefix_ids, targets,
-                terms, weights, short, shift, chosen, cells, whole, at, items, flat_items, count, scored, total,
-                flat_total,
+            take_away(
+                room, n_fields, origin, stride, field, most, len(tags), first, width, ranges, whole_counts, n_items,
+                n_lines,
             )  # fmt: skip
-        p = end
+        at = emit(
+            room, origin, stride, field, each, first, width, ranges, ids, min_count, prefix_ids[: len(tags)], targets,
+            terms, weights, short, shift, vectors, starts, last, chosen, cells, whole, at, items, flat_items, count,
+            scored, total, flat_total,
+        )  # fmt: skip
     return at
+
+
+FILLS = (fill_one_by_one, fill_all_tags)
 
 
 class BitSets:
@@ -696,18 +393,22 @@ class BitSets:
 
     def fill(self, level: Level, unit: NDArray[np.int64], lines: Lines) -> int:
         """The slices of one piece of work to `lines`; how many."""
+        found = self.fill_by(FILLS[self.together(level) is not None], level, unit, lines)
+        if level.depth == 2:
+            with self._lock:
+                self._rows_of_pairs += min(int(unit[3]), self._table.n_items) - int(unit[2])
+        return found
+
+    def fill_by(self, fill: Any, level: Level, unit: NDArray[np.int64], lines: Lines) -> int:
+        """`fill` by one of FILLS."""
         table, sums = self._table, self._sums
-        together = self.together(level) is not None
         short = lines.items.shape[1] if sums.plain and lines.short else 0
         with self._rooms.one() as room:
             found: int = fill(
-                *self._packed, table.attribute, table.item_ids, level.prefixes, unit, together, level.must,
-                level.min_count, sums.targets, sums.terms, sums.weights, short, HALF * self._halves, *room,
-                lines.items, lines.count, lines.scored, lines.total,
+                *self._packed, table.attribute, table.item_ids, level.prefixes, unit, level.must, level.min_count,
+                sums.targets, sums.terms, sums.weights, short, HALF * self._halves, *room, lines.items, lines.count,
+                lines.scored, lines.total,
             )  # fmt: skip
-        if level.depth == 2:
-            with self._lock:
-                self._rows_of_pairs += min(int(unit[3]), table.n_items) - int(unit[2])
         return found
 
     def _room(self, depth: int) -> tuple[NDArray[Any], ...]:
@@ -718,6 +419,7 @@ class BitSets:
         most_words = word_count(int(table.item_count.max(initial=0))) + 2
         widest = int(table.widths.max(initial=1)) if fits_together else 1
         n_cells = widest * n_items**2 if fits_together else max(CELLS_AT_ONCE // n_fields, n_items)
+        n_vectors = n_items * (n_items // LANES + 1) if fits_together else n_cells // 2
         return (
             np.empty((depth, most_words * n_items + LANES), dtype=np.uint64),
             np.empty((depth, most_words, padded(n_fields - 1)), dtype=np.uint64),
@@ -734,6 +436,9 @@ class BitSets:
             np.empty(n_words, dtype=np.uint64),
             np.empty(n_items, dtype=np.uint64),
             np.empty(max(WORDS_IN_CACHE, 4 * n_items), dtype=np.uint64),
+            np.empty((n_vectors, VECTOR_FIELDS), dtype=np.int64),
+            np.empty(n_items + 1, dtype=np.int64),
+            np.empty(n_items, dtype=np.int64),
             np.empty((self._sums.n_fields, n_items), dtype=np.int64),
             np.empty(n_items, dtype=np.int32),
             np.empty(n_items + 1, dtype=np.int64),

@@ -91,6 +91,10 @@ class Lines:
         self.total = empty((lines, n_columns), np.float64)
 
     @property
+    def nbytes(self) -> int:
+        return self.items.nbytes + self.count.nbytes + self.scored.nbytes + self.total.nbytes
+
+    @property
     def short(self) -> bool:
         """Whether the items of a slice fit a word."""
         return self.items.dtype == np.int16 and self.items.shape[1] <= SHORT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import binding, ir
@@ -20,6 +21,8 @@ _BITS = 64
 HALF = 16  # bits of half a cell
 SHORT = 4  # items of a slice that fit a word
 _ITEMS = ir.VectorType(ir.IntType(16), SHORT * LANES)
+_CHOICE = ir.VectorType(ir.IntType(1), LANES)
+VECTOR_FIELDS = 4  # of what is told of the cells that are written together
 
 
 def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
@@ -132,41 +135,37 @@ def _meet(
 
 
 def _less(
-    typing_context: Any,
-    cells: Any,
-    to: Any,
-    whole: Any,
-    from_: Any,
-    others: Any,
-    step: Any,
-    n: Any,
-    low: Any,
+    typing_context: Any, cells: Any, to: Any, step: Any, before: Any, after: Any, whole: Any, from_: Any, low: Any,
     high: Any,
-) -> Any:
-    """cells[to + j] = whole[from_ + j] less cells[others + k * step + j] for each k < n, for low <= j < high, and for
-    what more a multiple of LANES takes in before and after; cells, whole: flat int32.
+) -> Any:  # fmt: skip
+    """cells[to + j] = whole[from_ + j] less cells[to + j + k * step] for -before <= k <= after but 0, for low <= j <
+    high and for what more a multiple of LANES takes in before and after; cells, whole: flat int32.
     """
     place = types.int64
-    signature = types.void(cells, place, whole, place, place, place, place, place, place)
+    signature = types.void(cells, place, place, place, place, whole, place, place, place)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        array, out, whole_array, whole_at, others_at, each, count, begin, end = arguments
-        kind, whole_kind = signature.args[0], signature.args[2]
+        array, out, each, n_before, n_after, whole_array, whole_at, begin, end = arguments
+        kind, whole_kind = signature.args[0], signature.args[5]
+        left = cgutils.alloca_once(builder, _COUNTS)
+        first = builder.sub(out, builder.mul(n_before, each))
+        second = builder.add(out, each)
 
         def lanes(kind: Any, array: Any, at: Any) -> Any:
             return builder.bitcast(_address(context, builder, kind, array, at), _COUNTS.as_pointer())
 
-        left = cgutils.alloca_once(builder, _COUNTS)
-        from_ = builder.and_(begin, ir.Constant(_WORD, -LANES))
-        with cgutils.for_range_slice(builder, from_, end, ir.Constant(_WORD, LANES)) as (j, _step):
-            builder.store(builder.load(lanes(whole_kind, whole_array, builder.add(whole_at, j)), align=4), left)
-            first = builder.add(others_at, j)
-            with cgutils.for_range(builder, count) as loop:
-                at = builder.add(first, builder.mul(loop.index, each))
-                other = builder.load(lanes(kind, array, at), align=4)
+        def take(at: Any, n: Any) -> None:
+            with cgutils.for_range(builder, n) as loop:
+                other = builder.load(lanes(kind, array, builder.add(at, builder.mul(loop.index, each))), align=4)
                 builder.store(builder.sub(builder.load(left), other), left)
                 last = builder.block
             _keep_rolled(builder, last)
+
+        from_ = builder.and_(begin, ir.Constant(_WORD, -LANES))
+        with cgutils.for_range_slice(builder, from_, end, ir.Constant(_WORD, LANES)) as (j, _step):
+            builder.store(builder.load(lanes(whole_kind, whole_array, builder.add(whole_at, j)), align=4), left)
+            take(builder.add(first, j), n_before)
+            take(builder.add(second, j), n_after)
             builder.store(builder.load(left), lanes(kind, array, builder.add(out, j)), align=4)
         return context.get_dummy_value()
 
@@ -232,74 +231,83 @@ def _equal(typing_context: Any, codes: Any, a: Any, code: Any) -> Any:
 
 
 def _put_frequent(
-    typing_context: Any, cells: Any, start: Any, more: Any, low: Any, high: Any, least: Any, line: Any, last: Any,
-    place: Any, shift: Any, with_sums: Any, weight: Any, at: Any, items: Any, width: Any, count: Any, total: Any,
+    typing_context: Any, cells: Any, start: Any, more: Any, vectors: Any, begin: Any, end: Any, least: Any, line: Any,
+    last: Any, shift: Any, with_sums: Any, weight: Any, at: Any, items: Any, width: Any, count: Any, total: Any,
 ) -> Any:  # fmt: skip
-    """Write the slices of cells low to high - 1 that have at least `least` rows from line `at`; the next free line.
+    """Write the slices of the cells that have at least `least` rows from line `at`; the next free line.
 
-    cells: flat int32, rows of cell j at start + j and, where `with_sums`, its sum at more + j, of which `weight` times
-    makes the total; shift: HALF where rows are the lower half of a cell and its sum the upper, or 0; line: what all
-    slices have, 16 bits an item, 0 at `place`, which is of last[j], int32; items: flat int16, as many a line as the
-    tuple `width` is long, at most SHORT; total: flat. From a multiple of LANES on LANES cells are read, and written to
-    as many lines, of which the next may be written over the last.
+    vectors: (V, 4) int64, of each LANES cells where the first is, its column, which lanes count, and what their slices
+    have of the row; those from `begin` to `end` are written. cells: flat int32, rows at start + such a place and, where
+    `with_sums`, sums at more + that, of which `weight` times makes the total; shift: HALF where rows are the lower half
+    of a cell and its sum the upper, or 0; line, last: what all slices and what those of a column have; both, and that
+    of a row, 16 bits an item. items: flat int16, as many a line as the tuple `width` is long, at most SHORT; total:
+    flat. LANES lines are written at a time, of which the next may be written over the last.
     """
     whole = types.int64
     signature = whole(
-        cells, whole, whole, whole, whole, types.int32, whole, last, whole, types.int32, types.boolean, types.float64,
+        cells, whole, whole, vectors, whole, whole, types.int32, whole, last, types.int32, types.boolean, types.float64,
         whole, items, width, count, total,
     )  # fmt: skip
     floats = ir.VectorType(ir.DoubleType(), LANES)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        (array, rows_at, sums_at, begin, end, fewest, all_have, item_array, lane, above, summed, factor, first,
+        (array, rows_at, sums_at, parts, begin, end, fewest, all_have, item_array, above, summed, factor, first,
          out_items, _, out_count, out_total) = arguments  # fmt: skip
         kinds = signature.args
         n_items = len(kinds[14])
         kept = [SHORT * s + i for s in range(LANES) for i in range(n_items)]
         next_line = cgutils.alloca_once_value(builder, first)
-        sums = cgutils.alloca_once(builder, _COUNTS)
-        lowest, past = _splat(builder, begin), _splat(builder, end)
-        least_rows, common = _splat(builder, fewest, _COUNTS), _splat(builder, all_have)
-        item_shift = _splat(builder, builder.mul(lane, ir.Constant(_WORD, 16)))
-        sum_shift = _splat(builder, above, _COUNTS)
-        row_bits = builder.lshr(ir.Constant(_COUNTS, [-1] * LANES), sum_shift)
-        apart = builder.icmp_signed("==", above, ir.Constant(above.type, 0))
-        from_ = builder.and_(begin, ir.Constant(_WORD, -LANES))
-        with cgutils.for_range_slice(builder, from_, end, ir.Constant(_WORD, LANES)) as (cell, _step):
-            to = builder.load(next_line)
+        least_rows = _splat(builder, fewest, _COUNTS)
+        row_bits = builder.lshr(ir.Constant(_COUNTS, [-1] * LANES), _splat(builder, above, _COUNTS))
+        upper = ir.Constant(_COUNTS, [HALF] * LANES)
+        part_data = context.make_array(kinds[3])(context, builder, parts)
 
-            def read(kind: Any, source: Any, index: Any) -> Any:
-                address = _address(context, builder, kind, source, index)
-                return builder.load(builder.bitcast(address, _COUNTS.as_pointer()), align=4)
+        def read(index: Any) -> Any:
+            address = _address(context, builder, kinds[0], array, index)
+            return builder.load(builder.bitcast(address, _COUNTS.as_pointer()), align=4)
 
-            def put(values: Any, kind: Any, out: Any, each: int = 1) -> None:
-                address = _address(context, builder, kind, out, builder.mul(to, ir.Constant(_WORD, each)))
-                builder.store(values, builder.bitcast(address, values.type.as_pointer()), align=1)
+        def put(values: Any, kind: Any, out: Any, line: Any, each: int = 1) -> None:
+            address = _address(context, builder, kind, out, builder.mul(line, ir.Constant(_WORD, each)))
+            builder.store(values, builder.bitcast(address, values.type.as_pointer()), align=1)
 
-            number = builder.add(_splat(builder, cell), ir.Constant(_VECTOR, list(range(LANES))))
-            inside = builder.and_(builder.icmp_signed(">=", number, lowest), builder.icmp_signed("<", number, past))
-            both = read(kinds[0], array, builder.add(rows_at, cell))
-            rows = builder.and_(both, row_bits)
-            chosen = builder.and_(inside, builder.icmp_signed(">=", rows, least_rows))
-            own = builder.shl(builder.zext(read(kinds[7], item_array, cell), _VECTOR), item_shift)
-            lines = builder.bitcast(_together(builder, builder.or_(own, common), chosen), _ITEMS)
-            put(
-                builder.shuffle_vector(lines, lines, ir.Constant(_index(len(kept)), kept)),
-                kinds[13],
-                out_items,
-                n_items,
-            )
-            both = _together(builder, both, chosen)
-            put(builder.and_(both, row_bits), kinds[15], out_count)
-            with builder.if_then(cgutils.as_bool_bit(builder, summed)):
-                builder.store(both, sums)
-                with builder.if_then(apart):
-                    other = read(kinds[0], array, builder.add(sums_at, cell))
-                    builder.store(_together(builder, other, chosen), sums)
-                totals = builder.sitofp(builder.lshr(builder.load(sums), sum_shift), floats)
-                put(builder.fmul(totals, _splat(builder, factor, floats)), kinds[16], out_total)
-            found = builder.zext(builder.ctpop(builder.bitcast(chosen, ir.IntType(LANES))), _WORD)
-            builder.store(builder.add(to, found), next_line)
+        def put_all(total_of: Callable[[Any, Any, Any], Any] | None) -> None:
+            with cgutils.for_range_slice(builder, begin, end, ir.Constant(_WORD, 1)) as (part, _step):
+                to = builder.load(next_line)
+                told = builder.gep(part_data.data, [builder.mul(part, ir.Constant(_WORD, VECTOR_FIELDS))])
+                cell, column, lanes, of_row = (
+                    builder.load(builder.gep(told, [ir.Constant(_WORD, r)])) for r in range(VECTOR_FIELDS)
+                )
+                both = read(builder.add(rows_at, cell))
+                inside = builder.bitcast(builder.trunc(lanes, ir.IntType(LANES)), _CHOICE)
+                enough = builder.icmp_signed(">=", builder.and_(both, row_bits), least_rows)
+                chosen = builder.and_(inside, enough)
+                own = builder.load(_lanes(builder, _address(context, builder, kinds[8], item_array, column)), align=8)
+                own = builder.or_(own, _splat(builder, builder.or_(of_row, all_have)))
+                lines = builder.bitcast(_together(builder, own, chosen), _ITEMS)
+                lines = builder.shuffle_vector(lines, lines, ir.Constant(_index(len(kept)), kept))
+                put(lines, kinds[13], out_items, to, n_items)
+                both = _together(builder, both, chosen)
+                put(builder.and_(both, row_bits), kinds[15], out_count, to)
+                if total_of is not None:
+                    totals = builder.sitofp(total_of(both, cell, chosen), floats)
+                    put(builder.fmul(totals, _splat(builder, factor, floats)), kinds[16], out_total, to)
+                found = builder.zext(builder.ctpop(builder.bitcast(chosen, ir.IntType(LANES))), _WORD)
+                builder.store(builder.add(to, found), next_line)
+
+        def upper_half(both: Any, _cell: Any, _chosen: Any) -> Any:
+            return builder.lshr(both, upper)
+
+        def other_field(_both: Any, cell: Any, chosen: Any) -> Any:
+            return _together(builder, read(builder.add(sums_at, cell)), chosen)
+
+        with builder.if_else(cgutils.as_bool_bit(builder, summed)) as (with_sums, without):
+            with with_sums, builder.if_else(cgutils.is_not_null(builder, above)) as (halves, apart):
+                with halves:
+                    put_all(upper_half)
+                with apart:
+                    put_all(other_field)
+            with without:
+                put_all(None)
         return builder.load(next_line)
 
     return signature, generate

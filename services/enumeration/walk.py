@@ -25,6 +25,7 @@ from services.enumeration.lattice import Codes, Counts, Slices, estimate_slices,
 from services.enumeration.level import Level, level_of
 from services.enumeration.row_list_kernel import RowLists
 from services.enumeration.selection import holding, take
+from services.enumeration.streaming import STREAMED_BYTES, stream
 from services.enumeration.work_units import Crew, Idle, Watch, cut, looking
 from shared.errors import TooLarge, invalid
 
@@ -261,12 +262,12 @@ class Walk:
         table = self.table
         items = np.full((table.n_items, self.width), -1, dtype=item_type(len(table.position)))
         items[:, 0] = table.item_ids
-        scored = np.array(table.item_scored, dtype=np.int32).reshape(len(table.columns), table.n_items).T
+        scored = np.array(table.item_scored, dtype=np.int32).reshape(len(table.columns), table.n_items)
         total = np.zeros((table.n_items, len(table.columns)))
         for k, column in enumerate(table.columns):
             for part, sums in zip(column.parts, table.item_sums[k], strict=True):
                 total[:, k] += sums * part.weight
-        return Slices(items, table.item_count.astype(np.int32), scored, total)
+        return Slices(items, table.item_count.astype(np.int32), np.ascontiguousarray(scored.T), total)
 
     def holds(self, chunk: Slices) -> NDArray[np.bool_]:
         """Which slices of `chunk` have the attribute that must be there."""
@@ -300,6 +301,7 @@ class Gathered:
         except MemoryError:
             raise walk.no_room() from None
         self.found = 0
+        self._put = stream if self._lines.nbytes > STREAMED_BYTES else _copy
 
     def add(self, chunk: Slices) -> None:
         self.adding(chunk, lambda: None)()
@@ -310,9 +312,10 @@ class Gathered:
         self.found += len(chunk)
 
         def copy() -> None:
-            lines.items[here], lines.count[here], lines.total[here] = chunk.items, chunk.count, chunk.total
+            for source, target in ((chunk.items, lines.items), (chunk.count, lines.count), (chunk.total, lines.total)):
+                self._put(source, target, here.start)
             if self._any_unscored:
-                lines.scored[here] = chunk.scored
+                self._put(chunk.scored, lines.scored, here.start)
             then()
 
         return copy
@@ -320,6 +323,10 @@ class Gathered:
     def slices(self) -> Slices:
         """Those that were added; views."""
         return _first(self._lines, self.found, self._any_unscored)
+
+
+def _copy(source: NDArray[Any], target: NDArray[Any], first: int) -> None:
+    target[first : first + len(source)] = source
 
 
 def _most_slices(widths: NDArray[np.int64], max_depth: int, full: int) -> NDArray[np.float64]:

@@ -14,10 +14,12 @@ from typing import cast
 import numpy as np
 
 from services.enumeration import engine, walk
+from services.enumeration.bitset_kernel import FILLS, BitSets
 from services.enumeration.emission import Lines
 from services.enumeration.encoding import encode
 from services.enumeration.lattice import Codes
 from services.enumeration.level import level_of
+from services.enumeration.streaming import stream
 
 
 def warm() -> None:
@@ -30,9 +32,15 @@ def warm() -> None:
         codes = cast(Codes, rng.integers(0, 3, (300, 5)).astype(dtype))
         table = encode(codes, tag_counts, scores, 5)
         level = level_of(table, 2, np.zeros((1, 0), dtype=np.int32), np.array([300]), 5, walk.NO_ITEM)
+        lines = Lines(1000, 2, sum(tag_counts), 2, True)
         for kernel in walk.KERNELS:
-            lines = Lines(1000, 2, sum(tag_counts), 2, True)
             kernel(table, 2).fill(level, np.array([0, 1, 0, table.n_items]), lines)
+        bit_sets = BitSets(table, 3)
+        level = level_of(table, 3, np.zeros((0, 1), dtype=np.int32), np.zeros(0, dtype=np.int64), 5, walk.NO_ITEM)
+        for fill in FILLS:
+            bit_sets.fill_by(fill, level, np.zeros(4, dtype=np.int64), lines)
+        for column in (lines.items, lines.count, lines.scored, lines.total):
+            stream(column[:0], column, 0)
         for some in (scores, right):
             engine.error_slices(codes, tag_counts, some, min_count=5, max_depth=3, margin=0.0)
 
