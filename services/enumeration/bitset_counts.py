@@ -54,7 +54,7 @@ def most_common(positions: Any, items: Any, totals: Any, row_bits: int, n_rows: 
 
 @inlined
 def _divide(
-    attribute: Any, positions: Any, skipped: int, low: int, high: int, ranges: Any, totals: Any, row_bits: int,
+    attribute: Any, positions: Any, low: int, high: int, ranges: Any, totals: Any, totals_at: int, row_bits: int,
     n_rows: int, counted: Any, left_out: Any,
 ) -> tuple[int, int]:  # fmt: skip
     """Rows low to high - 1 of a joint count that are counted, and those that follow from others; how many of each.
@@ -69,7 +69,7 @@ def _divide(
         while end < high and attribute[positions[end]] == a:
             counted[n_counted] = end
             n_counted += ranges[end, 0] < ranges[end, 1]
-            rows += totals[end - skipped] & row_bits
+            rows += totals[totals_at + end] & row_bits
             end += 1
         if end > start + 1 and rows == n_rows and ranges[end - 1, 0] < ranges[end - 1, 1]:
             n_counted -= 1
@@ -82,16 +82,17 @@ def _divide(
 @inlined
 def count_pairs(
     words: Any, stride: int, n_words: int, half: int, planes: Any, n_fields: int, attribute: Any, positions: Any,
-    skipped: int, low: int, high: int, ranges: Any, totals: Any, n_items: int, row_bits: int, n_rows: int, masked: Any,
-    counted: Any, left_out: Any, cells: Any, origin: int, width: int, field: int,
+    skipped: int, low: int, high: int, ranges: Any, totals: Any, totals_at: int, totals_field: int, row_bits: int,
+    n_rows: int, masked: Any, counted: Any, left_out: Any, cells: Any, origin: int, width: int, field: int,
 ) -> None:  # fmt: skip
     """Joint counts of rows low to high - 1 with the columns in `ranges`, of row i and column j at origin + i * width +
-    j of flat `cells`, and those of the next field `field` further; words, totals, n_items a field: from column
-    `skipped` on, a multiple of LANES; n_rows: rows there are; masked: room for words; counted, left_out: room for row
-    numbers.
+    j of flat `cells`, and those of the next field `field` further.
+
+    words: from column `skipped` on, a multiple of LANES; totals: flat, of column j at totals_at + j, and of the next
+    field totals_field further; n_rows: rows there are; masked: room for words; counted, left_out: room for row numbers.
     """
     n_counted, n_left_out = _divide(
-        attribute, positions, skipped, low, high, ranges, totals, row_bits, n_rows, counted, left_out
+        attribute, positions, low, high, ranges, totals, totals_at, row_bits, n_rows, counted, left_out
     )
     step = max(4, WORDS_IN_CACHE // max(1, stride))
     for word in range(0, n_words, step):
@@ -126,8 +127,8 @@ def count_pairs(
             first -= 1
         for f in range(n_fields):
             less(
-                cells, origin + f * field + i * width, width, i - first, 0, totals, f * n_items - skipped, ranges[i, 0],
-                ranges[i, 1],
+                cells, origin + f * field + i * width, width, i - first, 0, totals, totals_at + f * totals_field,
+                ranges[i, 0], ranges[i, 1],
             )  # fmt: skip
 
 

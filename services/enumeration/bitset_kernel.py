@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from services.enumeration.bitset import pack, word_count
 from services.enumeration.bitset_counts import WORDS_IN_CACHE, after, count_pairs, end_of_tags, most_common, take_away
 from services.enumeration.bitset_emission import ROW_BITS, emit, plan_vectors
-from services.enumeration.bitset_projection import below, choose, count_columns, pack_items, padded_in_kernel
+from services.enumeration.bitset_projection import below, choose, count_columns, pack_items, padded_in_kernel, project
 from services.enumeration.compiled import compiled, inlined
 from services.enumeration.emission import Lines, sums_of
 from services.enumeration.encoding import Encoded
@@ -154,7 +154,7 @@ def fill_one_by_one(
                 joint, origin, line_width, field = room, -begin * stride, stride, step * stride
             count_pairs(
                 some_words, stride, n_words, n_first, some_planes, n_fields, attribute, positions, 0, begin, stop,
-                wanted, totals, n_items, row_bits, rows, masked, counted, left_out, joint, origin, line_width, field,
+                wanted, totals, 0, n_items, row_bits, rows, masked, counted, left_out, joint, origin, line_width, field,
             )  # fmt: skip
             if short:
                 plan_vectors(ranges, ids[:width], begin, stop, line_width, depth, vectors, starts, last)
@@ -223,7 +223,7 @@ def fill_all_tags(
         if not planned and above:
             count_pairs(
                 some_words, stride, n_words, n_first, some_planes, n_fields, attribute, positions, 0, 0, width, wanted,
-                totals, n_items, row_bits, rows, masked, counted, left_out, flat_base, 0, n_items, n_lines * n_items,
+                totals, 0, n_items, row_bits, rows, masked, counted, left_out, flat_base, 0, n_items, n_lines * n_items,
             )  # fmt: skip
         if not planned or held != planned_held:
             planned, planned_held = True, held
@@ -247,14 +247,14 @@ def fill_all_tags(
             if k == most:  # has what the others leave
                 continue
             here, size = np.searchsorted(positions, tags[k]), stack_sizes[above + 1]
-            below(
-                some_words, stride, n_words, n_first, some_planes, n_fields, here, chosen, left, mask, steps, left_bits,
-                gaps, line, row, every_row, stack_words[above], stack_planes[above], stack_totals[above], n_items, size,
+            project(
+                some_words, stride, n_words, n_first, some_planes, here, chosen, left, mask, steps, left_bits, gaps,
+                line, stack_words[above], stride_below, stack_planes[above], size,
             )  # fmt: skip
             count_pairs(
                 stack_words[above], stride_below, size[1], size[2], stack_planes[above], n_fields, attribute, positions,
-                skipped, first, width, wanted, stack_totals[above], n_items, row_bits, size[3], masked, counted,
-                left_out, room, origin + k * each, stride, field,
+                skipped, first, width, wanted, whole_counts, here * n_items, n_lines * n_items, row_bits, size[3],
+                masked, counted, left_out, room, origin + k * each, stride, field,
             )  # fmt: skip
         if most >= 0:
             take_away(

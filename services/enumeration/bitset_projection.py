@@ -79,7 +79,7 @@ def choose(
 
 
 @inlined
-def _project(
+def project(
     words: Any, stride: int, n_words: int, half: int, planes: Any, at: int, chosen: Any, left: int, mask: Any,
     steps: Any, some: Any, gaps: Any, line: Any, out_words: Any, out_stride: int, out_planes: Any, size: Any,
 ) -> None:  # fmt: skip
@@ -158,9 +158,9 @@ def below(
     mask: Any, steps: Any, some: Any, gaps: Any, line: Any, row: Any, every_row: Any, out_words: Any, out_planes: Any,
     totals: Any, n_items: int, size: Any,
 ) -> None:  # fmt: skip
-    """`_project`, and the rows and sums of what it leaves."""
+    """`project`, and the rows and sums of what it leaves."""
     stride_below = padded_in_kernel(left)
-    _project(
+    project(
         words, stride, n_words, half, planes, at, chosen, left, mask, steps, some, gaps, line, out_words, stride_below,
         out_planes, size,
     )  # fmt: skip
