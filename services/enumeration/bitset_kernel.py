@@ -28,6 +28,7 @@ CELLS_AT_ONCE = 1 << 16  # of a joint count that are counted at once where prefi
 MOST_BYTES = 64 << 20  # of bit sets of the whole table
 MOST_BLOCK_BYTES = 16 << 20  # of one thread's joint counts
 MOST_SLICES = 1 << 18  # below prefixes that are counted together
+DEPTH, PLANNED, HELD = 0, 1, 2  # of the state of a room: what its stack and its vectors are of
 CELL_WORD_NS = 0.03 if COUNTS_VECTORS else 0.17  # about, to meet a word of one item with a word of another
 
 
@@ -78,8 +79,14 @@ def _descend(
 
 
 @inlined
-def _begin(attribute: Any, words: Any, half: int, n_rows: int, stack_positions: Any, stack_sizes: Any) -> None:
-    """The bottom of the stack: the whole table."""
+def _begin(
+    depth: int, attribute: Any, words: Any, half: int, n_rows: int, stack_positions: Any, stack_sizes: Any,
+    current: Any, state: Any,
+) -> None:  # fmt: skip
+    """The bottom of the stack: the whole table. What lies on it from the last piece of the same depth stays."""
+    if state[DEPTH] != depth:
+        state[DEPTH], state[PLANNED] = depth, 0
+        current[:] = -1
     for j in range(len(attribute)):
         stack_positions[0, j] = j
     stack_sizes[0, 0], stack_sizes[0, 1] = len(attribute), len(words)
@@ -90,7 +97,8 @@ def _begin(attribute: Any, words: Any, half: int, n_rows: int, stack_positions: 
 def fill_one_by_one(
     words: Any, half: int, planes: Any, all_totals: Any, pairs: Any, n_rows: int, attribute: Any, item_ids: Any,
     prefixes: Any, unit: Any, must: Any, min_count: int, targets: Any, terms: Any, weights: Any, short: int, shift: int,
-    stack_words: Any, stack_planes: Any, stack_positions: Any, stack_sizes: Any, stack_totals: Any, base: Any,
+    current: Any, state: Any, stack_words: Any, stack_planes: Any, stack_positions: Any, stack_sizes: Any,
+    stack_totals: Any, base: Any, ids: Any,
     room: Any, ranges: Any, wanted: Any, mask: Any, steps: Any, left_bits: Any, gaps: Any, line: Any, masked: Any,
     vectors: Any, starts: Any, last: Any, cells: Any, counts: Any, counted: Any, left_out: Any, chosen: Any, whole: Any,
     items: Any, count: Any, scored: Any, total: Any,
@@ -103,7 +111,8 @@ def fill_one_by_one(
     of the frequent items; prefixes: (P, d - 2) int32 positions of these, sorted; unit: prefixes [0] to [1], and the
     rows of their joint counts that are of items [2] to [3]; must: items [0] to [1] of which each slice holds one, or 0
     and 0; short: items a line where vectors of slices can be written, or 0; shift: HALF where rows and sums are the
-    halves of a cell, or 0; stack_*: the projection for each pair of the current prefix; base: (F, I, I or more) joint
+    halves of a cell, or 0; stack_*: the projection for each pair of the current prefix, kept with its `state` from one
+    piece to the next; base: (F, I, I or more) joint
     counts below a prefix less its last pair; room: flat, for joint counts of as many rows as go in; vectors, starts,
     last: as of `plan_vectors`.
     """
@@ -114,12 +123,10 @@ def fill_one_by_one(
     flat, all_stride = words.reshape(words.size), words.shape[1]
     flat_all, flat_pairs = all_totals.reshape(n_fields * n_items), pairs.reshape(pairs.size)
     flat_items, flat_total = items.reshape(items.size), total.reshape(total.size)
-    current = np.full(depth, -1, dtype=np.int32)
     prefix_ids = np.empty((1, depth), dtype=np.int32)
-    ids = np.empty(padded_in_kernel(n_lines), dtype=np.int32)
     row = np.zeros(1, dtype=np.int64)
     everything = np.zeros(2, dtype=np.int64)
-    _begin(attribute, words, half, n_rows, stack_positions, stack_sizes)
+    _begin(depth, attribute, words, half, n_rows, stack_positions, stack_sizes, current, state)
     row_bits = ROW_BITS if shift else -1
     at: Any = np.int64(0)  # a 0 would be a type of its own to all that is called with it
     for p in range(unit[0], unit[1]):
@@ -170,7 +177,8 @@ def fill_one_by_one(
 def fill_all_tags(
     words: Any, half: int, planes: Any, all_totals: Any, pairs: Any, n_rows: int, attribute: Any, item_ids: Any,
     prefixes: Any, unit: Any, must: Any, min_count: int, targets: Any, terms: Any, weights: Any, short: int, shift: int,
-    stack_words: Any, stack_planes: Any, stack_positions: Any, stack_sizes: Any, stack_totals: Any, base: Any,
+    current: Any, state: Any, stack_words: Any, stack_planes: Any, stack_positions: Any, stack_sizes: Any,
+    stack_totals: Any, base: Any, ids: Any,
     room: Any, ranges: Any, wanted: Any, mask: Any, steps: Any, left_bits: Any, gaps: Any, line: Any, masked: Any,
     vectors: Any, starts: Any, last: Any, cells: Any, counts: Any, counted: Any, left_out: Any, chosen: Any, whole: Any,
     items: Any, count: Any, scored: Any, total: Any,
@@ -185,14 +193,11 @@ def fill_all_tags(
     flat_all, flat_pairs = all_totals.reshape(n_fields * n_items), pairs.reshape(pairs.size)
     flat_base = base.reshape(base.size)
     flat_items, flat_total = items.reshape(items.size), total.reshape(total.size)
-    current = np.full(depth, -1, dtype=np.int32)
     prefix_ids = np.empty((n_lines, depth), dtype=np.int32)
-    ids = np.empty(padded_in_kernel(n_lines), dtype=np.int32)
     row = np.zeros(1, dtype=np.int64)
     everything = np.zeros(2, dtype=np.int64)
-    _begin(attribute, words, half, n_rows, stack_positions, stack_sizes)
+    _begin(depth, attribute, words, half, n_rows, stack_positions, stack_sizes, current, state)
     row_bits = ROW_BITS if shift else -1
-    planned, planned_held = False, False
     at: Any = np.int64(0)
     p = unit[0]
     while p < unit[1]:
@@ -203,7 +208,7 @@ def fill_all_tags(
         if not held and a >= attribute[must[0]]:
             continue  # what follows is of later attributes
         changed = _changed(prefixes, start, current)
-        planned &= changed >= above
+        planned = state[PLANNED] and changed >= above
         _descend(
             prefixes[start], changed, above, current, flat, all_stride, planes, n_fields, attribute, n_items, min_count,
             stack_words, stack_planes, stack_positions, stack_sizes, stack_totals, mask, steps, left_bits, gaps, line,
@@ -225,8 +230,8 @@ def fill_all_tags(
                 some_words, stride, n_words, n_first, some_planes, n_fields, attribute, positions, 0, 0, width, wanted,
                 totals, 0, n_items, row_bits, rows, masked, counted, left_out, flat_base, 0, n_items, n_lines * n_items,
             )  # fmt: skip
-        if not planned or held != planned_held:
-            planned, planned_held = True, held
+        if not planned or held != state[HELD]:
+            state[PLANNED], state[HELD] = 1, held
             ranges_of(attribute, positions, must, held, ranges)
             if short:
                 plan_vectors(ranges, ids[:width], 0, width, stride, depth, vectors, starts, last)
@@ -267,6 +272,36 @@ def fill_all_tags(
             scored, total, flat_total,
         )  # fmt: skip
     return at
+
+
+@compiled
+def _count_ns(n_fields: int, words: float) -> float:
+    """About, to count a cell of so many words."""
+    return n_fields * (words * CELL_WORD_NS + 0.45)
+
+
+@compiled
+def _cost_of_all_tags(
+    together: Any, rows: Any, parent_rows: Any, parent_items: Any, parent_cells: Any, cells: Any, most_slices: Any,
+    n_fields: int, slice_ns: float, cost: Any,
+) -> float:  # fmt: skip
+    """Nanoseconds, about, for each of the prefixes that are counted `together`; a bound of the slices of one count."""
+    most = 0.0
+    for u in range(len(together) - 1):
+        known, most_rows, slices = 0.0, 0.0, 0.0
+        for p in range(together[u], together[u + 1]):
+            known += rows[p]
+            most_rows = max(most_rows, rows[p])
+            slices += most_slices[p]
+        most = max(most, slices)
+        for p in range(together[u], together[u + 1]):
+            if rows[p] == most_rows and known == parent_rows[p]:  # follows from the others
+                cost[p] = parent_cells[p] * n_fields * 0.5
+            else:
+                projection = (parent_rows[p] / 64 + 1) * (parent_items[p] * 0.4 + 7) + 500
+                cost[p] = projection + parent_cells[p] * 0.8 * _count_ns(n_fields, rows[p] / 64 + 1)
+            cost[p] += parent_cells[p] * 0.1 + cells[p] * slice_ns + 300
+    return most
 
 
 FILLS = (fill_one_by_one, fill_all_tags)
@@ -325,31 +360,22 @@ class BitSets:
         """About, to write a slice down."""
         return 0.45 if self._sums.plain else 5.0 + 2.5 * (self._sums.n_fields - 1)
 
-    def _count_ns(self, words: NDArray[np.float64]) -> NDArray[np.float64]:
-        """About, to count a cell of so many words."""
-        return self._n_fields * (words * CELL_WORD_NS + 0.45)
-
     def _one_by_one(self, level: Level) -> Plan:
         words, parents = level.rows / 64 + 1, level.parent_rows / 64 + 1
         projection = np.zeros(len(words))
         if level.depth > 2:
             projection = parents * (level.parent_items * 2 * CELL_WORD_NS + level.items_after * 0.4 + 7) + 600
-        return Plan(None, projection + level.cells * (self._count_ns(words) + self._slice_ns) + 300)
+        return Plan(None, projection + level.cells * (_count_ns.py_func(self._n_fields, words) + self._slice_ns) + 300)
 
     def _all_tags(self, level: Level) -> list[Plan]:
         """One plan, or none where a count would yield too many slices at once."""
-        last = self._table.attribute[level.prefixes[:, -1]]
-        together = runs(level, last)
-        if np.add.reduceat(level.most_slices, together[:-1]).max() > MOST_SLICES:
-            return []
-        group = np.repeat(np.arange(len(together) - 1), np.diff(together))
-        known, most = np.add.reduceat(level.rows, together[:-1]), np.maximum.reduceat(level.rows, together[:-1])
-        left_out = (level.rows == most[group]) & (known[group] == level.parent_rows)
-        words, parents = level.rows / 64 + 1, level.parent_rows / 64 + 1
-        projection = parents * (level.parent_items * 0.4 + 7) + 500
-        follows = level.parent_cells * self._n_fields * 0.5
-        cost = np.where(left_out, follows, projection + level.parent_cells * 0.8 * self._count_ns(words))
-        return [Plan(together, cost + level.parent_cells * 0.1 + level.cells * self._slice_ns + 300)]
+        together = runs(level, self._table.attribute[level.prefixes[:, -1]])
+        cost = np.empty(len(level.prefixes))
+        most = _cost_of_all_tags(
+            together, level.rows, level.parent_rows, level.parent_items, level.parent_cells, level.cells,
+            level.most_slices, self._n_fields, self._slice_ns, cost,
+        )  # fmt: skip
+        return [Plan(together, cost)] if most <= MOST_SLICES else []
 
     @cached_property
     def _packed(self) -> tuple[Any, ...]:
@@ -421,12 +447,15 @@ class BitSets:
         n_cells = widest * n_items**2 if fits_together else max(CELLS_AT_ONCE // n_fields, n_items)
         n_vectors = n_items * (n_items // LANES + 1) if fits_together else n_cells // 2
         return (
+            np.full(depth, -1, dtype=np.int32),
+            np.zeros(3, dtype=np.int64),
             np.empty((depth, most_words * n_items + LANES), dtype=np.uint64),
             np.empty((depth, most_words, padded(n_fields - 1)), dtype=np.uint64),
             np.empty((depth + 1, n_items), dtype=np.int32),
             np.empty((depth + 1, 4), dtype=np.int64),
             np.empty((depth, n_fields * n_items), dtype=np.int32),
             _room_for_joint(n_fields, n_items if fits_together else 0, n_items),
+            np.empty(n_items, dtype=np.int32),
             np.empty(n_fields * n_cells, dtype=np.int32),
             np.empty((n_items, 2), dtype=np.int64),
             np.empty((n_items, 2), dtype=np.int64),

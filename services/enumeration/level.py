@@ -79,30 +79,41 @@ def level_of(
     must: NDArray[np.int64],
 ) -> Level:
     """The level below `prefixes` (P, depth - 2), positions of frequent items, with `rows` (P,)."""
-    n_attributes = len(table.widths)
-    last = table.attribute[prefixes[:, -1]] if depth > 2 else np.full(len(prefixes), -1)
     widths = table.widths.astype(np.float64)
-    items_after = np.append(np.cumsum(widths[::-1])[::-1], 0.0)[last + 1]
-    later = np.append(np.cumsum(widths[::-1])[::-1], 0.0)
-    pairs = np.append(np.cumsum((widths * later[1:])[::-1])[::-1], 0.0)[last + 1]
-    attributes = (n_attributes - 1 - last).astype(np.float64)
+    items = np.append(np.cumsum(widths[::-1])[::-1], 0.0)
+    pairs = np.append(np.cumsum((widths * items[1:])[::-1])[::-1], 0.0)
     n = rows.astype(np.float64)
-    full = n / min_count  # an attribute has at most so many frequent tags
-    parents = table.item_count[prefixes[:, -2]].astype(np.float64) if depth > 3 else np.full(n.shape, table.n_rows)
-    pairs_of_attributes, widest = attributes * (attributes - 1) / 2, widths.max(initial=0.0) ** 2
-    return Level(
-        depth,
-        prefixes,
-        n,
-        parents,
-        attributes,
-        np.minimum(items_after, attributes * full),
-        np.minimum(items_after, attributes * parents / min_count),
-        np.minimum(pairs, pairs_of_attributes * np.minimum(full**2, widest)),
-        np.minimum(pairs, pairs_of_attributes * np.minimum((parents / min_count) ** 2, widest)),
-        min_count,
-        must,
+    parents = np.full(n.shape, float(table.n_rows))
+    told = np.empty((5, len(n)))
+    _below(
+        prefixes, n, table.attribute, table.item_count, items, pairs, widths.max(initial=0.0), min_count, parents, told
     )
+    attributes, items_after, parent_items, cells, parent_cells = told
+    return Level(
+        depth, prefixes, n, parents, attributes, items_after, parent_items, cells, parent_cells, min_count, must
+    )
+
+
+@compiled
+def _below(
+    prefixes: Any, rows: Any, attribute: Any, item_count: Any, items: Any, pairs: Any, widest: float, min_count: int,
+    parents: Any, told: Any,
+) -> None:  # fmt: skip
+    """What a Level tells of each prefix: parent_rows where the prefix less its last pair has one, and the five from
+    attributes_after to parent_cells; items, pairs (A + 1,): of attribute a and those after it.
+    """
+    n_pairs = prefixes.shape[1]
+    for p in range(len(prefixes)):
+        after = attribute[prefixes[p, n_pairs - 1]] + 1 if n_pairs else 0
+        if n_pairs > 1:
+            parents[p] = item_count[prefixes[p, n_pairs - 2]]
+        attributes = float(len(items) - 1 - after)
+        pairs_of_attributes = attributes * (attributes - 1) / 2
+        told[0, p] = attributes
+        for k, n in ((1, rows[p]), (2, parents[p])):
+            full = n / min_count  # an attribute has at most so many frequent tags
+            told[k, p] = min(items[after], attributes * full)
+            told[k + 2, p] = min(pairs[after], pairs_of_attributes * min(full * full, widest * widest))
 
 
 @compiled
