@@ -298,8 +298,8 @@ def _cost_of_all_tags(
             if rows[p] == most_rows and known == parent_rows[p]:  # follows from the others
                 cost[p] = parent_cells[p] * n_fields * 0.5
             else:
-                projection = (parent_rows[p] / 64 + 1) * (parent_items[p] * 0.4 + 7) + 500
-                cost[p] = projection + parent_cells[p] * 0.8 * _count_ns(n_fields, rows[p] / 64 + 1)
+                projection = (parent_rows[p] / 64 + 1) * (parent_items[p] * 0.3 + 5) + 200
+                cost[p] = projection + parent_cells[p] * 0.7 * _count_ns(n_fields, rows[p] / 64 + 1)
             cost[p] += parent_cells[p] * 0.1 + cells[p] * slice_ns + 300
     return most
 
@@ -358,7 +358,7 @@ class BitSets:
     @property
     def _slice_ns(self) -> float:
         """About, to write a slice down."""
-        return 0.45 if self._sums.plain else 5.0 + 2.5 * (self._sums.n_fields - 1)
+        return 0.35 if self._sums.plain else 5.0 + 2.5 * (self._sums.n_fields - 1)
 
     def _one_by_one(self, level: Level) -> Plan:
         words, parents = level.rows / 64 + 1, level.parent_rows / 64 + 1
