@@ -98,10 +98,9 @@ def fill_one_by_one(
     words: Any, half: int, planes: Any, all_totals: Any, pairs: Any, n_rows: int, attribute: Any, item_ids: Any,
     prefixes: Any, unit: Any, must: Any, min_count: int, targets: Any, terms: Any, weights: Any, short: int, shift: int,
     current: Any, state: Any, stack_words: Any, stack_planes: Any, stack_positions: Any, stack_sizes: Any,
-    stack_totals: Any, base: Any, ids: Any,
-    room: Any, ranges: Any, wanted: Any, mask: Any, steps: Any, left_bits: Any, gaps: Any, line: Any, masked: Any,
-    vectors: Any, starts: Any, last: Any, cells: Any, counts: Any, counted: Any, left_out: Any, chosen: Any, whole: Any,
-    items: Any, count: Any, scored: Any, total: Any,
+    stack_totals: Any, base: Any, ids: Any, room: Any, ranges: Any, wanted: Any, mask: Any, steps: Any, left_bits: Any,
+    gaps: Any, line: Any, masked: Any, vectors: Any, starts: Any, last: Any, cells: Any, counts: Any, counted: Any,
+    left_out: Any, chosen: Any, whole: Any, items: Any, count: Any, scored: Any, total: Any,
 ) -> Any:  # fmt: skip
     """Slices of one work unit, in canonical order; how many there are.
 
@@ -111,10 +110,9 @@ def fill_one_by_one(
     of the frequent items; prefixes: (P, d - 2) int32 positions of these, sorted; unit: prefixes [0] to [1], and the
     rows of their joint counts that are of items [2] to [3]; must: items [0] to [1] of which each slice holds one, or 0
     and 0; short: items a line where vectors of slices can be written, or 0; shift: HALF where rows and sums are the
-    halves of a cell, or 0; stack_*: the projection for each pair of the current prefix, kept with its `state` from one
-    piece to the next; base: (F, I, I or more) joint
-    counts below a prefix less its last pair; room: flat, for joint counts of as many rows as go in; vectors, starts,
-    last: as of `plan_vectors`.
+    halves of a cell, or 0; current, state, stack_*: the prefix of which the stack is, and the projection for each of
+    its pairs, kept from one piece to the next; base: (F, I, I or more) joint counts below a prefix less its last pair;
+    room: flat, for joint counts of as many rows as go in; vectors, starts, last: as of `plan_vectors`.
     """
     depth = prefixes.shape[1]
     n_fields, n_items = all_totals.shape
@@ -151,7 +149,7 @@ def fill_one_by_one(
         low, high = np.searchsorted(positions, unit[2]), np.searchsorted(positions, unit[3])
         ranges_of(attribute, positions, must, held, ranges)
         into_pairs = depth == 0 and pairs.shape[1] > 0
-        step = high - low if into_pairs else max(1, len(room) // max(1, n_fields * stride))
+        step = max(1, high - low if into_pairs else len(room) // max(1, n_fields * stride))
         ranges_of(attribute, positions, everything if into_pairs else must, into_pairs or held, wanted)
         for begin in range(low, high, step):
             stop = min(begin + step, high)
@@ -178,10 +176,9 @@ def fill_all_tags(
     words: Any, half: int, planes: Any, all_totals: Any, pairs: Any, n_rows: int, attribute: Any, item_ids: Any,
     prefixes: Any, unit: Any, must: Any, min_count: int, targets: Any, terms: Any, weights: Any, short: int, shift: int,
     current: Any, state: Any, stack_words: Any, stack_planes: Any, stack_positions: Any, stack_sizes: Any,
-    stack_totals: Any, base: Any, ids: Any,
-    room: Any, ranges: Any, wanted: Any, mask: Any, steps: Any, left_bits: Any, gaps: Any, line: Any, masked: Any,
-    vectors: Any, starts: Any, last: Any, cells: Any, counts: Any, counted: Any, left_out: Any, chosen: Any, whole: Any,
-    items: Any, count: Any, scored: Any, total: Any,
+    stack_totals: Any, base: Any, ids: Any, room: Any, ranges: Any, wanted: Any, mask: Any, steps: Any, left_bits: Any,
+    gaps: Any, line: Any, masked: Any, vectors: Any, starts: Any, last: Any, cells: Any, counts: Any, counted: Any,
+    left_out: Any, chosen: Any, whole: Any, items: Any, count: Any, scored: Any, total: Any,
 ) -> Any:  # fmt: skip
     """As `fill_one_by_one`, where prefixes that differ only in the tag of their last attribute are counted together."""
     depth = prefixes.shape[1]
@@ -274,10 +271,12 @@ def fill_all_tags(
     return at
 
 
-@compiled
-def _count_ns(n_fields: int, words: float) -> float:
+def _count_ns(n_fields: int, words: Any) -> Any:
     """About, to count a cell of so many words."""
     return n_fields * (words * CELL_WORD_NS + 0.45)
+
+
+_count_ns_of_one: Any = compiled(_count_ns)
 
 
 @compiled
@@ -299,7 +298,7 @@ def _cost_of_all_tags(
                 cost[p] = parent_cells[p] * n_fields * 0.5
             else:
                 projection = (parent_rows[p] / 64 + 1) * (parent_items[p] * 0.3 + 5) + 200
-                cost[p] = projection + parent_cells[p] * 0.7 * _count_ns(n_fields, rows[p] / 64 + 1)
+                cost[p] = projection + parent_cells[p] * 0.7 * _count_ns_of_one(n_fields, rows[p] / 64 + 1)
             cost[p] += parent_cells[p] * 0.1 + cells[p] * slice_ns + 300
     return most
 
@@ -365,7 +364,7 @@ class BitSets:
         projection = np.zeros(len(words))
         if level.depth > 2:
             projection = parents * (level.parent_items * 2 * CELL_WORD_NS + level.items_after * 0.4 + 7) + 600
-        return Plan(None, projection + level.cells * (_count_ns.py_func(self._n_fields, words) + self._slice_ns) + 300)
+        return Plan(None, projection + level.cells * (_count_ns(self._n_fields, words) + self._slice_ns) + 300)
 
     def _all_tags(self, level: Level) -> list[Plan]:
         """One plan, or none where a count would yield too many slices at once."""
