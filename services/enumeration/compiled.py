@@ -8,12 +8,15 @@ an error. A changed line in any compiled module of this folder makes all that is
 from __future__ import annotations
 
 import hashlib
+import pickle
+import zlib
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 from numba import njit, types
+from numba.core import serialize
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, InTreeCacheLocator, UserWideCacheLocator
 from numba.extending import intrinsic
 
@@ -62,7 +65,16 @@ class _Nowhere(_BesideTheSource):
 
 
 class _Place(CompileResultCacheImpl):
+    """Where results are, and in what form: compressed, since machine code and what it was made of fill an image."""
+
     _locator_classes = [_BesideTheSource, _InTheHome, _Nowhere]  # noqa: RUF012  # numba declares it so
+
+    def reduce(self, data: Any) -> bytes:
+        return zlib.compress(serialize.dumps(super().reduce(data)))  # type: ignore[no-untyped-call]
+
+    def rebuild(self, target_context: Any, payload: Any) -> Any:
+        whole = pickle.loads(zlib.decompress(payload))  # noqa: S301  # numba unpickles the same file itself
+        return super().rebuild(target_context, whole)  # type: ignore[no-untyped-call]
 
 
 class _Cache(FunctionCache):
