@@ -266,10 +266,10 @@ def fill(
     tables: Any, rows: Any, more_rows: Any, block: Any, cells: Any, ranges: Any, chosen: Any, whole: Any,
     items: Any, count: Any, scored: Any, total: Any,
 ) -> int:  # fmt: skip
-    """As `bitset_kernel.fill`, by tables. tags: (A, 256) what each group code says of an attribute, -1 for none;
-    codes: (G + 1, N) uint8 group codes; values, most: as of `field_values`.
+    """As `bitset_kernel.fill_one_by_one`, by tables.
 
-    all_words, all_places: words of all rows, where they hold each field; bounds … widths: as in `Groups`;
+    tags: (A, 256) what each group code says of an attribute, -1 for none; codes: (G + 1, N) uint8 group codes; values,
+    most: as of `field_values`; all_words, all_places: words of all rows, where they hold each field; bounds … widths: as in `Groups`;
     by_three: 1 to count the prefixes that differ in the last pair, of one group, at once; stack: (d, N) rows of each
     pair of the prefix; some_*: the same for the rows of a prefix; block: (F, items of a group, I, I) joint counts.
     """

@@ -126,7 +126,7 @@ def fill(
     tally: Any, seen: Any, order: Any, counts: Any, touched: Any, cells: Any, chosen: Any, whole: Any,
     items: Any, count: Any, scored: Any, total: Any,
 ) -> int:  # fmt: skip
-    """As `bitset_kernel.fill`, by row lists. values, most: as of `field_values`.
+    """As `bitset_kernel.fill_one_by_one`, by row lists. values, most: as of `field_values`.
 
     everything: (N,) all rows; by_item, ends: these sorted by the first attribute of the last prefix seen; stack:
     (d + 1, N) rows of each pair of the prefix, from 1; words: (F, N); the rest: room.

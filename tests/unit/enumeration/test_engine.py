@@ -11,6 +11,7 @@ from services.enumeration.bitset_kernel import BitSets
 from services.enumeration.error_slices import find_error_slices
 from services.enumeration.joint_kernel import JointTables
 from services.enumeration.lattice import Cancelled, item_offsets
+from services.enumeration.level import Plan
 from services.enumeration.row_list_kernel import RowLists
 from shared.errors import InvalidInput, TooLarge
 from tests.load.shapes import paper_table
@@ -21,7 +22,21 @@ NAMES = ("items", "count", "scored", "total")
 any_scores = tables() | tables(values=(0.0, 1.0)) | tables(values=(0.0, 0.25, 1.0))
 
 
-@pytest.fixture(params=[BitSets, JointTables, RowLists])
+class OneByOne(BitSets):
+    """Bit sets that count each prefix by itself, whatever the cost says."""
+
+    def _all_tags(self, level):
+        return []
+
+
+class AllTags(BitSets):
+    """Bit sets that count all tags of an attribute together wherever these fit."""
+
+    def _one_by_one(self, level):
+        return Plan(None, super()._one_by_one(level).cost * 1e9)
+
+
+@pytest.fixture(params=[OneByOne, AllTags, JointTables, RowLists])
 def kernel(request, monkeypatch):
     """Each kernel alone, whatever the cost says."""
     monkeypatch.setattr(walk, "KERNELS", (request.param,))
