@@ -269,9 +269,10 @@ def fill(
     """As `bitset_kernel.fill_one_by_one`, by tables.
 
     tags: (A, 256) what each group code says of an attribute, -1 for none; codes: (G + 1, N) uint8 group codes; values,
-    most: as of `field_values`; all_words, all_places: words of all rows, where they hold each field; bounds … widths: as in `Groups`;
-    by_three: 1 to count the prefixes that differ in the last pair, of one group, at once; stack: (d, N) rows of each
-    pair of the prefix; some_*: the same for the rows of a prefix; block: (F, items of a group, I, I) joint counts.
+    most: as of `field_values`; all_words, all_places: words of all rows, where they hold each field; bounds … widths:
+    as in `Groups`; by_three: 1 to count the prefixes that differ in the last pair, of one group, at once; stack: (d, N)
+    rows of each pair of the prefix; some_*: the same for the rows of a prefix; block: (F, items of a group, I, I) joint
+    counts.
     """
     depth = prefixes.shape[1]
     n_base = depth - by_three  # pairs whose rows are looked up
